@@ -1,0 +1,136 @@
+"""Discovery of plugins: lazy, guarded, and without any heavy import.
+
+The loop walks the entry points itself, so that one plugin that raises, lacks a dependency or registers nonsense
+is a row of `zoo plugins` and nothing more. ``DETECTOR_ZOO_PLUGINS`` restricts loading to the entry points that it
+names (comma-separated; empty loads none): the safe mode for when a plugin misbehaves badly.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pluggy
+
+from detector_zoo import hookspecs
+from detector_zoo.entry_points import EntryPoint, entry_points
+from detector_zoo.errors import PluginError
+from detector_zoo.info import CAPABILITIES, DetectorInfo
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_HOOKS = {"register_detectors": "detectors", "register_datasets": "datasets", "register_perturbations": "perturbations"}
+
+
+@dataclass(slots=True, eq=False)
+class Plugin:
+    """One entry point, loaded or not: a row of `zoo plugins`."""
+
+    name: str
+    distribution: str
+    version: str
+    status: str = "ok"
+    hooks: tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Catalogue:
+    """All that plugins registered."""
+
+    plugins: list[Plugin] = field(default_factory=list)
+    detectors: dict[str, DetectorInfo] = field(default_factory=dict)
+    datasets: dict[str, str] = field(default_factory=dict)
+    perturbations: dict[str, str] = field(default_factory=dict)
+    owners: dict[tuple[str, str], Plugin] = field(default_factory=dict)
+
+    def broken(self) -> list[Plugin]:
+        """The plugins that did not load."""
+        return [plugin for plugin in self.plugins if plugin.status != "ok"]
+
+
+@cache
+def catalogue() -> Catalogue:
+    """Load every plugin once, first-party ones first, and return what they registered."""
+    found = Catalogue()
+    allowed = os.environ.get("DETECTOR_ZOO_PLUGINS")
+    names = None if allowed is None else {part.strip() for part in allowed.split(",")}
+    for point in sorted(entry_points(hookspecs.ENTRY_POINT_GROUP), key=_precedence):
+        if names is not None and point.name not in names:
+            continue
+        plugin = Plugin(point.name, point.distribution, point.version)
+        try:
+            _load(point, plugin, found)
+        # A plugin is a stranger's code: whatever it raises, SystemExit included, must not take the zoo with it.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            plugin.status = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        found.plugins.append(plugin)
+    return found
+
+
+def list_detectors() -> list[DetectorInfo]:
+    """The installed detectors, by name."""
+    return [info for _, info in sorted(catalogue().detectors.items())]
+
+
+def _precedence(point: EntryPoint) -> tuple[bool, str, str]:
+    # A stranger's package must not be able to take a name of ours by sorting before us.
+    return (point.distribution != "detector-zoo", point.distribution, point.name)
+
+
+def _load(point: EntryPoint, plugin: Plugin, found: Catalogue) -> None:
+    """Import one plugin and run its hooks; what they register counts only if all of it is valid."""
+    module = point.load()
+    manager = pluggy.PluginManager(hookspecs.ENTRY_POINT_GROUP)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, point.name)
+    manager.check_pending()
+    plugin.hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(module) or ()))
+    if not plugin.hooks:
+        raise PluginError(f"implements no hook of {', '.join(_HOOKS)}")
+    new: dict[tuple[str, str], Any] = {}
+
+    def add(kind: str, name: str, item: Any) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(f"{kind} name {name!r} is not of the form [a-z][a-z0-9_]*")
+        owner = plugin if (kind, name) in new else found.owners.get((kind, name))
+        if owner is not None:
+            raise PluginError(
+                f"{kind[:-1]} {name!r} of {plugin.distribution} is taken: {owner.distribution} registers it already"
+            )
+        new[kind, name] = item
+
+    def register_detector(info: DetectorInfo) -> None:
+        _check_info(info)
+        add("detectors", info.name, info)
+
+    def register_target(kind: str) -> Callable[[str, str], None]:
+        def register(name: str, target: str) -> None:
+            if not isinstance(target, str) or not _TARGET.fullmatch(target):
+                raise PluginError(f'{kind[:-1]} {name!r}: expected "module:name", got {target!r}')
+            add(kind, name, target)
+
+        return register
+
+    for hook in plugin.hooks:
+        kind = _HOOKS[hook]
+        register = register_detector if kind == "detectors" else register_target(kind)
+        getattr(manager.hook, hook)(register=register)
+    for (kind, name), item in new.items():
+        getattr(found, kind)[name] = item
+        found.owners[kind, name] = plugin
+    plugin.detectors = tuple(name for kind, name in new if kind == "detectors")
+
+
+def _check_info(info: DetectorInfo) -> None:
+    if not isinstance(info, DetectorInfo):
+        raise PluginError(f"register_detectors takes a DetectorInfo, got {type(info).__name__}")
+    if not isinstance(info.load, str) or not _TARGET.fullmatch(info.load):
+        raise PluginError(f'{info.name}: load must be "module:Class", got {info.load!r}')
+    unknown = sorted(set(info.capabilities) - set(CAPABILITIES))
+    if unknown:
+        raise PluginError(f"{info.name}: unknown capabilities {', '.join(unknown)} (known: {', '.join(CAPABILITIES)})")
