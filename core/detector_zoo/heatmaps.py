@@ -1,0 +1,50 @@
+"""Overlays of a detector's heatmap on the image, as PNG files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detector_zoo.errors import ZooError
+
+
+def target(folder: Path, path: str, sha256: str, detector: str) -> Path:
+    """Where an overlay goes: the image's own name for people, its hash so that two names cannot collide."""
+    stem = re.sub(r"[^\w.-]+", "_", PurePath(path).stem).lstrip(".")[:80] or "image"
+    return folder / f"{stem}.{sha256[:8]}.{detector}.png"
+
+
+def overlay(image: Image.Image, heat: NDArray[np.float32], opacity: float = 0.6) -> Image.Image:
+    """Blend a heatmap over an image.
+
+    The image is shown in grey; where the evidence is strongest it turns red. The colour scale spans the map's own
+    1st to 99th percentile: it shows where in this image, and cannot be compared between images.
+
+    Args:
+        image: RGB, (W, H).
+        heat: (H, W), higher where the image looks generated.
+        opacity: Of the colour at full evidence, in [0, 1].
+    """
+    low, high = np.percentile(heat, [1, 99])
+    strength = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None] * opacity
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    red = np.array([230.0, 30.0, 20.0], np.float32)
+    return Image.fromarray(np.clip(grey * (1 - strength) + red * strength + 0.5, 0, 255).astype(np.uint8))
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write an overlay so that a killed run leaves no half of one.
+
+    Raises:
+        ZooError: The folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        picture.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        raise ZooError(f"{path}: cannot write the heatmap: {error.strerror or error}") from error
