@@ -1,0 +1,1 @@
+"""Measuring detectors without fooling oneself: equal formats, metrics with intervals."""
