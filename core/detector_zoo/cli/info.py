@@ -26,6 +26,7 @@ def command(name: str, as_json: bool) -> None:
     """
     info, chosen = resolve(name)
     specs = [chosen] if chosen and "." in name else specs_of(info.name)
+    specs.sort(key=lambda spec: spec.tag != info.default_tag)
     if as_json:
         facts = asdict(info) | {"capabilities": sorted(info.capabilities)}
         facts["weights"] = [asdict(spec) | {"state": weights.state(spec)} for spec in specs]
