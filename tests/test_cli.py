@@ -7,6 +7,8 @@ import io
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -118,6 +120,21 @@ def test_a_table_for_people_on_a_terminal(pictures: Path) -> None:
     assert "the file is empty" in text
     assert text.count("not calibrated") == 12
     assert errors == "1 of 13 images could not be scored\n"
+
+
+def test_errors_stay_readable_above_the_progress_bar(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "00_broken.png").write_bytes(b"")
+    output = tmp_path / "scores.csv"
+    command = f"{shlex.join([*ZOO, 'score', '-d', 'dummy', str(pictures), '-o', str(output)])} 2>&1"
+    environment = os.environ | {"COLUMNS": "110", "TERM": "xterm"}
+    status, text, _ = on_a_terminal(["bash", "-c", command], env=environment)
+    assert status == 1
+    # Carriage returns and erasures are what a bar is made of: on a line with neither, nothing is wiped out.
+    lasting = [line.rpartition("\x1b[2K")[2] for line in text.split("\n")]
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in lasting]
+    assert f"{pictures}/00_broken.png: the file is empty" in lines
+    assert f"{output}: 13 rows" in lines
+    assert "scoring" in text
 
 
 def test_errors_go_to_stderr_rows_and_exit_status(pictures: Path, tmp_path: Path) -> None:

@@ -100,24 +100,30 @@ def command(
         raise ZooError("none of these detectors has a heatmap", hint="zoo list --capability localize")
 
     seen = errors = 0
+    written = None
     try:
         with ExitStack() as stack:
             journal = stack.enter_context(predictions.Journal(output, resume=resume)) if output else None
             show = _printer(layout, [detector.name for detector in loaded])
             found: Iterable[str] = sources.walk(paths, stdin=sys.stdin)
-            if layout is None or not sys.stdout.isatty():
-                found = _progress(stack, found, paths)
+            say: Callable[[str], None] = _to_stderr
+            if sys.stderr.isatty() and (layout is None or not sys.stdout.isatty()):
+                found, say = _progress(stack, found, paths)
             for rows in run(found, loaded, options, journal):
                 seen += 1
                 errors += any(row.error for row in rows)
-                _report(rows, silent=layout == "table")
+                if layout != "table":  # which shows errors itself
+                    for line in dict.fromkeys(f"{row.path}: {row.error}" for row in rows if row.error):
+                        say(line)
                 show(rows)
             if journal is not None:
-                click.echo(f"{output}: {journal.finish()} rows", err=True)
+                written = journal.finish()
     except KeyboardInterrupt:
         kept = f"; what is scored is kept, run the same command to go on with {output}" if output else ""
         click.echo(f"Interrupted after {seen} images{kept}", err=True)
         raise SystemExit(INTERRUPTED) from None
+    if written is not None:
+        click.echo(f"{output}: {written} rows", err=True)
     if errors:
         click.echo(f"{errors} of {seen} images could not be scored", err=True)
         raise SystemExit(1)
@@ -135,18 +141,14 @@ def _make_folder(folder: Path) -> None:
         raise ZooError(f"{folder}: cannot write heatmaps here: {error.strerror}") from error
 
 
-def _report(rows: Sequence[Prediction], *, silent: bool) -> None:
-    """Errors and notes on stderr, a line each; the table shows them itself."""
-    if silent:
-        return
-    for line in dict.fromkeys(f"{row.path}: {row.error}" for row in rows if row.error):
-        click.echo(line, err=True)
+def _to_stderr(line: str) -> None:
+    click.echo(line, err=True)
 
 
-def _progress(stack: ExitStack, found: Iterable[str], paths: Sequence[str]) -> Iterable[str]:
-    """A bar with rate and remaining time on stderr, when that is a terminal."""
-    if not sys.stderr.isatty():
-        return found
+def _progress(
+    stack: ExitStack, found: Iterable[str], paths: Sequence[str]
+) -> tuple[Iterable[str], Callable[[str], None]]:
+    """A bar with rate and remaining time on stderr: the paths counted as they pass, and a way to print above it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -154,13 +156,14 @@ def _progress(stack: ExitStack, found: Iterable[str], paths: Sequence[str]) -> I
 
     # Walking twice costs a directory listing; it buys a remaining time without holding the list of paths.
     total = None if "-" in paths else sum(1 for _ in sources.walk(paths))
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("scoring"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     )
     stack.enter_context(bar)
@@ -172,7 +175,10 @@ def _progress(stack: ExitStack, found: Iterable[str], paths: Sequence[str]) -> I
             speed = bar.tasks[0].speed
             bar.update(task, advance=1, rate=f"{speed:.1f} images/s" if speed else "")
 
-    return counted()
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return counted(), say
 
 
 def _printer(layout: str | None, names: Sequence[str]) -> Callable[[Sequence[Prediction]], None]:
