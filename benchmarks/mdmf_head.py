@@ -1,6 +1,6 @@
 """Cost of MDMF's signatures, kernel and MMD on top of its embedder, in one run.
 
-    python benchmarks/mdmf_head.py [--weights lite] [--batch 8] [--size 800x800] [--repeat 10]
+    python benchmarks/mdmf_head.py [--weights lite] [--batch 8] [--size 800x800] [--repeat 20]
 
 Both are timed alternately on the same prepared inputs; the medians and their ratio are printed (to hold: at most
 1.10 times the embedder alone).
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--weights", default="lite")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", default="800x800")
-    parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=20)
     args = parser.parse_args()
     detector = load(f"mdmf.{args.weights}", device="cpu").detector
     width, height = map(int, args.size.split("x"))

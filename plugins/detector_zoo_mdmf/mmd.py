@@ -34,8 +34,10 @@ def kernel(a: Tensor, b: Tensor, bandwidth: Tensor | float) -> Tensor:
     # The exponent, -|a|^2 / 2 - |b|^2 / 2 + ab, as one product: the kernel matrix is written once and read once.
     ones_a, ones_b = torch.ones_like(left), torch.ones_like(right)
     exponent = torch.cat([a, left, ones_a], -1) @ torch.cat([b, ones_b, right], -1).transpose(-1, -2)
-    # Below e^-87 single precision goes denormal, where a CPU computes a hundred times as slowly.
-    return exponent.clamp(min=-80).exp_()
+    # Below e^-87 single precision goes denormal, where a CPU computes a hundred times as slowly. Learning needs the
+    # exponent as it was; scoring need not allocate a second matrix.
+    clamped = exponent.clamp(min=-80) if torch.is_grad_enabled() else exponent.clamp_(min=-80)
+    return clamped.exp_()
 
 
 def mean_kernel(a: Tensor, b: Tensor, bandwidth: Tensor | float, block: int = BLOCK) -> Tensor:
