@@ -1,7 +1,7 @@
 """The entry points of one group, read straight from the installed distributions' directories.
 
-``importlib.metadata`` finds the same (a test holds the two together), but importing it brings in the email package:
-17 ms, which would be a third of what `zoo list` takes. Distributions inside zip files are not looked for.
+``importlib.metadata`` finds the same (a test holds the two together), but importing it brings in the email package,
+which alone takes `zoo list` over its limit (benchmarks/startup.py). Distributions inside zip files are not looked for.
 """
 
 from __future__ import annotations

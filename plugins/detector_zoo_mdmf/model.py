@@ -99,7 +99,7 @@ class MDMF(TorchDetector):
             load_strictly(network, weights.tensors, spec.name)
         network.eval().requires_grad_(False)
         if isinstance(embedder, ConvEmbedder):
-            # Three times as fast on the CPU together, with the same values but for rounding.
+            # Fewer passes over memory, which bound this network on a CPU; the same values but for rounding.
             embedder.fold().to(memory_format=torch.channels_last)
         detector = cls(network, Tiling.from_preprocessing(spec.preprocessing, network.patch))
         detector.spec = spec

@@ -1,7 +1,7 @@
 """Plain columns for terminals and pipes.
 
-Written by hand because `zoo list` must answer in the time that click and yaml take to load; a table library costs
-as much again, and so do shutil and textwrap together.
+Written by hand because `zoo list` must answer in little more than the time that click and yaml take to load
+(benchmarks/startup.py), which a table library's import exceeds.
 """
 
 from __future__ import annotations
