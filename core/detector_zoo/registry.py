@@ -66,7 +66,7 @@ def registry() -> Registry:
     problems: list[str] = []
     for path in _catalogues():
         try:
-            found = load_file(path)
+            found = load_file(path, zoo_home() / "catalogues")
         except WeightsError as error:
             problems.append(str(error))
             continue

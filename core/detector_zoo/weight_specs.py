@@ -7,12 +7,11 @@ threshold of 0. Reading a catalogue imports neither torch nor numpy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from detector_zoo import catalogue_files
 from detector_zoo.errors import WeightsError
 
 __all__ = ["SCHEMA_VERSION", "Calibration", "Result", "WeightSpec", "load_file", "loopback", "parse", "suggest"]
@@ -150,22 +149,18 @@ class WeightSpec:
         return _is_hex(self.revision or "", 40, 40)
 
 
-def load_file(path: Path) -> dict[str, WeightSpec]:
+def load_file(path: Path, cache: Path | None = None) -> dict[str, WeightSpec]:
     """Read one catalogue.
 
     Args:
         path: A YAML file of ``schema_version`` and ``weights``, a mapping of names to the fields of `WeightSpec`.
+        cache: See `catalogue_files.read`.
 
     Raises:
         WeightsError: If it cannot be read, has another schema, or holds anything that is not as it should be; the
             message names file, weights and key.
     """
-    try:
-        document = yaml.load(path.read_bytes(), _Loader)  # noqa: S506 (a SafeLoader's subclass)
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise WeightsError(f"{path}: {' '.join(str(error).split())}") from error
+    document = catalogue_files.read(path, cache)
     if not isinstance(document, dict) or type(document.get("schema_version")) is not int:
         raise WeightsError(f"{path}: schema_version is missing: not a catalogue of weights")
     if document["schema_version"] != SCHEMA_VERSION:
@@ -211,21 +206,6 @@ def suggest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
 
     close = get_close_matches(name, list(known), n=3)
     return f"did you mean {', '.join(prefix + match for match in close)}?" if close else None
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
 
 
 # Checked by hand: every catalogue is read by `zoo list`, which should not wait for a dozen patterns to be compiled.
