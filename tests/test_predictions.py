@@ -44,7 +44,7 @@ def finished(path: Path, rows: list[Prediction]) -> Path:
 
 
 def find(journal: Journal, row: Prediction, **other: str) -> Prediction | None:
-    key = {name: getattr(row, name) for name in ("sha256", "detector", "weights_sha256", "path")}
+    key = {name: getattr(row, name) for name in ("sha256", "detector", "weights", "weights_sha256", "path")}
     return journal.find(**{**key, **other})
 
 
@@ -250,13 +250,13 @@ def test_find_prefers_the_path_and_knows_contents(tmp_path):
     with Journal(tmp_path / "a.jsonl") as journal:
         here, there = score("here", sha256="s", log_odds=1), score("there", sha256="s", log_odds=2)
         journal.add([here, there])
-        assert journal.find("s", "mdmf", "w", "there") == there
-        assert journal.find("s", "mdmf", "w", "elsewhere") == here
-        for other in ({"sha256": "t"}, {"detector": "other"}, {"weights_sha256": "x"}):
+        assert journal.find("s", "mdmf", "", "w", "there") == there
+        assert journal.find("s", "mdmf", "", "w", "elsewhere") == here
+        for other in ({"sha256": "t"}, {"detector": "other"}, {"weights": "lite@other"}, {"weights_sha256": "x"}):
             assert find(journal, here, **other) is None
         journal.add([score("old", sha256="o", core_version="0.0.0"), failure("bad", sha256="b")])
-        assert journal.find("o", "mdmf", "w", "old") is None
-        assert journal.find("b", "mdmf", "w", "bad") is None
+        assert journal.find("o", "mdmf", "", "w", "old") is None
+        assert journal.find("b", "mdmf", "", "w", "bad") is None
         assert len(journal) == 4
 
 

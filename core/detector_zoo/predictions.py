@@ -60,9 +60,15 @@ def _key(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _detector(name: str, weights: str) -> str:
+    """A detector as the key of a row: one file of weights can serve two tags or variants, whose scores differ."""
+    return f"{name}.{weights}"
+
+
 def _insert(connection: sqlite3.Connection, rows: Iterable[Prediction]) -> None:
     for row in rows:
-        key = [_key(value) for value in (row.path, row.detector, row.weights_sha256, row.sha256, row.core_version)]
+        detector = _detector(row.detector, row.weights)
+        key = [_key(value) for value in (row.path, detector, row.weights_sha256, row.sha256, row.core_version)]
         connection.execute(_DROP_RETRIED, key[:3])
         connection.execute(_INSERT, [*key, bool(row.error), to_json(row)])
 
@@ -176,12 +182,12 @@ class Journal:
             _insert(connection, read(self.output))
         execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def find(self, sha256: str, detector: str, weights_sha256: str, path: str) -> Prediction | None:
+    def find(self, sha256: str, detector: str, weights: str, weights_sha256: str, path: str) -> Prediction | None:
         """The score of this content by this detector, these weights and this version of the core, if there is one.
 
         The row of the same path is preferred to that of another path. Errors are never found, so they are retried.
         """
-        key = [_key(value) for value in (sha256, detector, weights_sha256, __version__)]
+        key = [_key(value) for value in (sha256, _detector(detector, weights), weights_sha256, __version__)]
         with self._transaction() as connection:
             found = connection.execute(f"{_FIND} AND path = ?", [*key, _key(path)]).fetchone()
             found = found or connection.execute(f"{_FIND} ORDER BY position LIMIT 1", key).fetchone()

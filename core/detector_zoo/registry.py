@@ -87,26 +87,36 @@ def resolve(name: str) -> tuple[DetectorInfo, WeightSpec | None]:
     """Find a detector and its weights.
 
     Args:
-        name: ``method``, which stands for its default weights, or ``method.tag``.
+        name: ``method``, which stands for its default weights, or ``method.tag``; ``@variant`` after either names
+            another of the weights' preprocessings.
 
     Returns:
         The detector and its weights; None for a detector that needs none.
 
     Raises:
-        UnknownDetectorError: If no installed plugin provides the method, or no weights of that tag are known.
+        UnknownDetectorError: If no installed plugin provides the method, no weights of that tag are known, or they
+            have no such variant.
     """
-    method, dot, tag = name.partition(".")
+    full, at, variant = name.partition("@")
+    method, dot, tag = full.partition(".")
     info = catalogue().detectors.get(method)
     if info is None:
         raise _unknown_method(method)
     if not dot:
+        if info.default_tag is None and at:
+            raise UnknownDetectorError(f"{method} works without weights and has no variants")
         if info.default_tag is None:
             return info, None
         tag = info.default_tag
     spec = registry().specs.get(f"{method}.{tag}")
     if spec is None:
         raise _unknown_weights(f"{method}.{tag}")
-    return info, spec
+    if not at:
+        return info, spec
+    if variant not in spec.variants:
+        known = ", ".join(f"{spec.name}@{known}" for known in spec.variants) or "none"
+        raise UnknownDetectorError(f"{spec.name} has no variant {variant!r}", hint=f"known: {known}")
+    return info, spec.with_variant(variant)
 
 
 def lookup(name: str) -> WeightSpec:

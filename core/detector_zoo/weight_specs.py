@@ -77,6 +77,9 @@ class WeightSpec:
         backbone: Name of the spec of the network that these weights are a head on.
         config: Arguments of the architecture.
         preprocessing: Constants of the input transform, ``exif_orientation`` among them.
+        variants: By name, constants in which another way to prepare images for the same weights differs:
+            ``method.tag@variant``.
+        variant: Which of them this spec stands for, "" for none.
         threshold: In log-odds.
         calibration: None for scores that rank but are not log-odds.
         verified: Whether this project has had the file in its hands, hashed it and scored with it.
@@ -102,6 +105,8 @@ class WeightSpec:
     backbone: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variant: str = ""
     threshold: float = 0.0
     calibration: Calibration | None = None
     verified: bool = False
@@ -122,6 +127,17 @@ class WeightSpec:
     def tag(self) -> str:
         """The part of the name after the first dot."""
         return self.name.partition(".")[2]
+
+    def with_variant(self, variant: str) -> WeightSpec:
+        """These weights under another preprocessing.
+
+        Thresholds and calibrations were fitted on scores of the first one and do not carry over.
+
+        Raises:
+            KeyError: There is no such variant.
+        """
+        constants = {**self.preprocessing, **self.variants[variant]}
+        return replace(self, variant=variant, preprocessing=constants, threshold=0.0, calibration=None)
 
     @property
     def scheme(self) -> str:
@@ -302,6 +318,14 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _variants(value: Any, where: str) -> dict[str, dict[str, Any]]:
+    named = _mapping(value, where)
+    for name in named:
+        if not (name and _LOWER.issuperset(name)):
+            raise _expected("names of lower-case letters, digits and underscores", name, where)
+    return {name: _mapping(constants, f"{where}: {name}") for name, constants in named.items()}
+
+
 def _matching(valid: Callable[[str], bool], what: str) -> _Reader:
     def read(value: Any, where: str) -> str:
         if not isinstance(value, str) or not valid(value):
@@ -373,6 +397,7 @@ _SPEC: Mapping[str, _Reader] = {
     "backbone": _optional(_matching(lambda v: v.startswith("backbone.") and _is_name(v), "backbone.name")),
     "config": _mapping,
     "preprocessing": _mapping,
+    "variants": _variants,
     "threshold": _number,
     "calibration": _optional(_calibration),
     "verified": _flag,

@@ -66,6 +66,7 @@ def _spec_lines(spec: WeightSpec) -> Iterator[str]:
         "sha256": spec.sha256,
         "md5": spec.md5,
         "backbone": spec.backbone,
+        "variants": ", ".join(f"{spec.name}@{variant}" for variant in spec.variants),
         "licence": spec.licence,
         "trained on": spec.trained_on,
         "verified": "yes" if spec.verified else f"no: {spec.why}",
