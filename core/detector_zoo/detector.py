@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -38,6 +39,12 @@ __all__ = [
 ]
 
 Label = Literal["real", "generated", "inconclusive"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DEFAULT_MEMORY = 2 * 10**9
+"""Bytes that a forward pass on the CPU may take unless told otherwise."""
+SHARE = 0.6
+"""Of the memory, for a network's maps; the rest is for the input and for what convolutions pack and unpack."""
 
 
 @runtime_checkable
@@ -102,7 +109,8 @@ class Weights:
     Attributes:
         spec: Where they come from, the architecture's configuration and the preprocessing constants.
         tensors: The state dict.
-        backbone: The state dict of ``spec.backbone``, when the weights are a head on a public network.
+        backbone: The state dict of ``spec.backbone``, when the weights are a head on a public network; read when it
+            is first looked into, because a network that is loaded already is shared instead.
     """
 
     spec: WeightSpec
@@ -160,6 +168,10 @@ class TorchDetector:
 
     spec: WeightSpec | None = None
     network: torch.nn.Module
+    memory: int | None = None
+    """Bytes that a forward pass may take; None for `DEFAULT_MEMORY`, on CUDA for what is free."""
+    precision: Precision = "fp32"
+    """Of the network's matrix products and convolutions (autocast); weights and results stay float32."""
 
     @classmethod
     def from_weights(cls, weights: Weights) -> TorchDetector:
@@ -167,7 +179,7 @@ class TorchDetector:
         raise NotImplementedError
 
     def transform(self, image: Image.Image) -> torch.Tensor:
-        """One RGB image to one input, (C, H, W) float32. Pure, thread-safe, runs on the CPU."""
+        """One RGB image to one input, (C, H, W) float32 or uint8. Pure, thread-safe, runs on the CPU."""
         raise NotImplementedError
 
     def logits(self, batch: torch.Tensor) -> torch.Tensor:
@@ -188,11 +200,32 @@ class TorchDetector:
         self.__dict__.pop("device", None)
         return self
 
+    def budget(self) -> int:
+        """Bytes that the maps of one forward pass may take: what `memory` leaves beside inputs and scratch space."""
+        import torch
+
+        if self.memory is not None:
+            return int(SHARE * self.memory)
+        if self.device.type == "cuda":
+            # What the caching allocator holds and does not use is as good as free.
+            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return int(SHARE * (torch.cuda.mem_get_info(self.device)[0] + cached))
+        return int(SHARE * DEFAULT_MEMORY)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that `precision` asks for."""
+        import torch
+
+        if self.precision == "fp32":
+            return nullcontext()
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return torch.autocast(self.device.type, kind)
+
     def raw(self, batch: torch.Tensor) -> NDArray[np.float64]:
         """`logits` of a CPU batch on the detector's device, gradients off, as float64 (N,)."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             scores: NDArray[np.float64] = self.logits(batch.to(self.device)).double().cpu().numpy()
         return scores
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from detector_zoo import images, registry, weights
-from detector_zoo.detector import Detector, Localizer, Score, TorchDetector, probability, verdict
+from detector_zoo.detector import Detector, Explainer, Localizer, Precision, Score, TorchDetector, probability, verdict
 from detector_zoo.errors import PluginError, UnknownDetectorError, ZooError
 from detector_zoo.info import DetectorInfo
 from detector_zoo.plugins import list_detectors
@@ -48,13 +48,15 @@ class LoadedDetector:
 
     @property
     def name(self) -> str:
-        """``method.tag``, or the method alone where there are no weights."""
-        return self.spec.name if self.spec else self.info.name
+        """``method.tag``, ``method.tag@variant``, or the method alone where there are no weights."""
+        return f"{self.info.name}.{self.tag}" if self.spec else self.info.name
 
     @property
     def tag(self) -> str:
-        """The weights' tag, or ""."""
-        return self.spec.tag if self.spec else ""
+        """The weights' tag, with the variant where there is one, or ""."""
+        if self.spec is None:
+            return ""
+        return f"{self.spec.tag}@{self.spec.variant}" if self.spec.variant else self.spec.tag
 
     @property
     def orientation_policy(self) -> str:
@@ -130,6 +132,19 @@ class LoadedDetector:
         decoded = source if isinstance(source, images.DecodedImage) else self._decode(source)
         return self.map_of(decoded.oriented(self.orientation_policy))
 
+    def evidence(self, source: Source) -> dict[str, float]:
+        """Named parts of one image's raw score, in its unit.
+
+        Raises:
+            PluginError: The detector cannot explain itself, or failed.
+            ImageError: The image cannot be read.
+        """
+        if not isinstance(self.detector, Explainer):
+            raise PluginError(f"{self.name} does not explain its score", hint="zoo list --capability explain")
+        image = self._decode(source).oriented(self.orientation_policy)
+        with self.blamed():
+            return dict(self.detector.evidence(image))
+
     def map_of(self, image: Image.Image) -> NDArray[np.float32]:
         """`heatmap` of an image that is decoded and oriented already."""
         if not isinstance(self.detector, Localizer):
@@ -173,17 +188,22 @@ def load(
     device: str = "auto",
     threshold: float | None = None,
     max_pixels: int = images.DEFAULT_MAX_PIXELS,
+    memory: int | None = None,
+    precision: Precision = "fp32",
 ) -> LoadedDetector:
     """Load a detector and its weights, fetching and verifying them when they are not at hand.
 
     Args:
-        name: ``method`` for its default weights, or ``method.tag``.
+        name: ``method`` for its default weights, ``method.tag``, or ``method.tag@variant``.
         device: ``auto`` (CUDA, then MPS, then the CPU), or a torch device.
         threshold: In log-odds; by default the weights' own, with their band of inconclusive scores.
         max_pixels: Refuse larger images.
+        memory: Bytes that a forward pass may take; larger images go through in tiles, where the method allows. By
+            default 2 GB on the CPU, and what is free on CUDA.
+        precision: ``bf16`` and ``fp16`` change scores a little, and are for CUDA; ``bf16`` works on the CPU too.
 
     Raises:
-        UnknownDetectorError: No such detector or tag.
+        UnknownDetectorError: No such detector, tag or variant.
         WeightsError: The weights cannot be had, or do not fit.
         PluginError: The plugin's module cannot be imported.
     """
@@ -205,6 +225,8 @@ def load(
         raise PluginError(f"{info.name}: {info.load} has no method score")
     if isinstance(built, TorchDetector):
         built.to(pick_device(device))
+        built.memory = memory
+        built.precision = _supported(precision, built.device.type)
     calibration = spec.calibration if spec else None
     return LoadedDetector(
         info=info,
@@ -252,6 +274,12 @@ def pick_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ZooError(f"device {device!r} cannot be used: {_one_line(error)}", hint="--device cpu") from error
     return device
+
+
+def _supported(precision: Precision, device: str) -> Precision:
+    if precision == "fp16" and device != "cuda":
+        raise ZooError(f"precision fp16 needs CUDA, this is {device}", hint="--precision bf16, or fp32")
+    return precision
 
 
 def _one_line(error: BaseException) -> str:

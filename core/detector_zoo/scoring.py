@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from detector_zoo import __version__, fusion, heatmaps, images, sources
-from detector_zoo.detector import Localizer, probability, verdict
+from detector_zoo.detector import Localizer, Precision, probability, verdict
 from detector_zoo.errors import ImageError, PluginError, ZooError
 from detector_zoo.loading import LoadedDetector, load
 from detector_zoo.predictions import Journal, Prediction
@@ -57,6 +57,8 @@ def score(
     *,
     device: str = "auto",
     threshold: float | None = None,
+    memory: int | None = None,
+    precision: Precision = "fp32",
     options: Options | None = None,
 ) -> Iterator[Prediction]:
     """Score files, lazily and in order: one `Prediction` an image and detector, errors included.
@@ -66,6 +68,8 @@ def score(
         detectors: Names, ``method`` or ``method.tag``.
         device: As in `load`.
         threshold: In log-odds; by default each detector's own.
+        memory: As in `load`.
+        precision: As in `load`.
         options: How to run.
 
     Raises:
@@ -73,7 +77,17 @@ def score(
         WeightsError: Weights cannot be had.
     """
     options = options or Options()
-    loaded = [load(name, device=device, threshold=threshold, max_pixels=options.max_pixels) for name in detectors]
+    loaded = [
+        load(
+            name,
+            device=device,
+            threshold=threshold,
+            max_pixels=options.max_pixels,
+            memory=memory,
+            precision=precision,
+        )
+        for name in detectors
+    ]
     for rows in run((str(path) for path in paths), loaded, options):
         yield from rows
 
@@ -182,7 +196,7 @@ class _Pipeline:
         """Take a row from the journal: of this file, or of the same content under another name."""
         if self.journal is None:
             return
-        found = self.journal.find(item.sha256, detector.info.name, detector.weights_sha256, item.path)
+        found = self.journal.find(item.sha256, detector.info.name, detector.tag, detector.weights_sha256, item.path)
         if found is None or found.raw is None:
             return
         item.known[which] = replace(found, path=item.path, **_judged(detector, found.raw))

@@ -8,8 +8,9 @@ there is no score from half-loaded weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,10 @@ def load_weights(spec: WeightSpec, *, progress: bool = False) -> Weights:
 
 
 def read_backbone(spec: WeightSpec, *, progress: bool = False) -> Mapping[str, torch.Tensor]:
-    """Fetch and read the network that weights are a head on; empty for weights of a whole network.
+    """Fetch the network that weights are a head on; empty for weights of a whole network.
+
+    Returns:
+        Its state dict, read from the file when it is first looked into.
 
     Raises:
         WeightsError: If it cannot be had.
@@ -155,7 +159,27 @@ def read_backbone(spec: WeightSpec, *, progress: bool = False) -> Mapping[str, t
     backbone = registry().specs.get(spec.backbone)
     if backbone is None:
         raise WeightsError(f"{spec.name}: its backbone {spec.backbone} is in no catalogue")
-    return read(fetch(backbone, progress=progress))
+    return _Unread(fetch(backbone, progress=progress))
+
+
+class _Unread(Mapping[str, "torch.Tensor"]):
+    """The tensors of a file that may never be needed: gigabytes, where the network is loaded already."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return read(self._path)
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self._tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def instantiate(target: Any, weights: Weights) -> Any:

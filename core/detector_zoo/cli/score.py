@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,9 +12,34 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from detector_zoo.detector import Precision
     from detector_zoo.predictions import Prediction
 
 INTERRUPTED = 130
+
+
+UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("IB", 1024))
+}
+
+
+def size(context: click.Context | None, parameter: click.Parameter | None, value: str | None) -> int | None:
+    """An option's value to bytes: 500000000, 500MB, 1.5 GB, 512MiB.
+
+    Raises:
+        click.BadParameter: It is no size, or below a million bytes, where no tile would fit.
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", value.strip(), re.IGNORECASE)
+    if found is None or found[2].upper() not in UNITS:
+        raise click.BadParameter(f"{value!r} is not a size such as 500MB or 2GB", context, parameter)
+    number = int(float(found[1]) * UNITS[found[2].upper()])
+    if number < 1_000_000:
+        raise click.BadParameter(f"{value!r} is too little for any image", context, parameter)
+    return number
 
 
 @click.command("score")
@@ -25,9 +51,24 @@ INTERRUPTED = 130
     multiple=True,
     default=("all",),
     metavar="NAME",
-    help="method, method.tag, or all: every detector whose weights are at hand. Repeatable. [default: all]",
+    help="method, method.tag, method.tag@variant, or all: every detector whose weights are at hand. Repeatable. "
+    "[default: all]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 and fp16 are faster on CUDA and change scores a little.",
+)
+@click.option(
+    "--memory",
+    callback=size,
+    metavar="SIZE",
+    help="What a forward pass may take, e.g. 500MB; large images go through in exact tiles, where the method can. "
+    "[default: 2GB, on CUDA what is free]",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images a forward pass.")
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that decode.")
 @click.option("--threshold", type=float, help="Log-odds above which to say generated. [default: the weights' own]")
@@ -56,6 +97,8 @@ def command(
     paths: tuple[str, ...],
     detectors: tuple[str, ...],
     device: str,
+    precision: Precision,
+    memory: int | None,
     batch_size: int,
     workers: int,
     threshold: float | None,
@@ -95,7 +138,17 @@ def command(
     names, skipped = select(detectors)
     for line in skipped:
         click.echo(f"Skipped: {line}", err=True)
-    loaded = [load(name, device=device, threshold=threshold, max_pixels=options.max_pixels) for name in names]
+    loaded = [
+        load(
+            name,
+            device=device,
+            threshold=threshold,
+            max_pixels=options.max_pixels,
+            memory=memory,
+            precision=precision,
+        )
+        for name in names
+    ]
     if heatmaps and not any("localize" in detector.info.capabilities for detector in loaded):
         raise ZooError("none of these detectors has a heatmap", hint="zoo list --capability localize")
 
