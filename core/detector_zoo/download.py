@@ -106,10 +106,16 @@ def _hub_bars(progress: bool) -> Iterator[None]:
             enable_progress_bars()
 
 
+def _by_hand(spec: WeightSpec) -> str:
+    """What a user can do where this machine cannot; the sentence of the catalogue in the middle of another."""
+    how = spec.how_to_get or "download it elsewhere"
+    return f"{how[:1].lower()}{how[1:]}; then run: zoo weights import {spec.name} FILE"
+
+
 def _hub_error(spec: WeightSpec, repo: str, filename: str, error: Exception) -> WeightsError:
     from huggingface_hub import constants, errors
 
-    by_hand = f"or download it elsewhere and run: zoo weights import {spec.name} FILE"
+    by_hand = f"or {_by_hand(spec)}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return WeightsError(
@@ -161,7 +167,7 @@ def from_url(spec: WeightSpec, part: Path, *, progress: bool) -> Path:
     if offline():
         raise WeightsError(
             f"{spec.name}: {spec.place} is not in the cache, and HF_HUB_OFFLINE forbids fetching it",
-            hint="unset HF_HUB_OFFLINE",
+            hint=f"unset HF_HUB_OFFLINE, or {_by_hand(spec)}",
         )
     if spec.bytes is not None and _size(part) == spec.bytes:
         return part
@@ -261,7 +267,7 @@ def _open(spec: WeightSpec, part: Path, request: urllib.request.Request) -> http
             raise _BrokenOffError(f"the server answered {error.code}") from error
         raise WeightsError(
             f"{spec.name}: {spec.place}: the server answered {error.code} {error.reason}",
-            hint=spec.how_to_get or f"download it elsewhere and run: zoo weights import {spec.name} FILE",
+            hint=_by_hand(spec),
         ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
@@ -271,7 +277,7 @@ def _open(spec: WeightSpec, part: Path, request: urllib.request.Request) -> http
             raise _BrokenOffError(one_line(reason)) from error
         raise WeightsError(
             f"{spec.name}: cannot reach {spec.place}: {one_line(reason)}",
-            hint=f"check the network, or download it elsewhere and run: zoo weights import {spec.name} FILE",
+            hint=f"check the network, or {_by_hand(spec)}",
         ) from error
     return response
 

@@ -19,7 +19,7 @@ from detector_zoo.weights_store import converted_path, lock, write_record
 
 __all__ = ["import_file"]
 
-_INHERITED = ("config", "preprocessing", "backbone")
+_INHERITED = ("config", "preprocessing", "variants", "backbone")
 _EMBEDDED = (*_INHERITED, "summary", "licence", "trained_on", "threshold", "calibration", "reproduced")
 """What a trainer may say of its weights in the file's metadata; where they are and what they hash to is not his."""
 
@@ -78,9 +78,7 @@ def _default(info: DetectorInfo | None) -> str | None:
 def _own_entry(name: str, file: Path, like: str | None) -> dict[str, Any]:
     """The entry of the user's own catalogue for a tag that no other has."""
     entry: dict[str, Any] = {"summary": f"imported from {file.name}"}
-    model = registry().specs.get(like) if like else None
-    if like and model is None:
-        lookup(like)
+    model = (resolve(like)[1] if "@" in like else lookup(like)) if like else None
     if model is not None:
         entry |= {key: getattr(model, key) for key in _INHERITED if getattr(model, key)}
     embedded = convert.embedded_spec(file)
