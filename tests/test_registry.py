@@ -265,7 +265,7 @@ def test_the_first_party_catalogue_is_honest() -> None:
         "patch_shuffle.official",
         *(f"mdmf.dinov2_{size}14" for size in "sblg"),
         *(f"backbone.dinov2_vit_{size}14" for size in "sblg"),
-        "inpx.official",
+        *(f"inpx.{network}" for network in ("resnet50", "efficientnet_b0", "vit_b16", "clip_vit_b32")),
     }
     assert expected <= set(specs)
     for spec in specs.values():
