@@ -1,0 +1,99 @@
+"""The network: every patch by itself through one encoder, the features side by side into one linear layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.resnet import BasicBlock, downsample_conv
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["FEATURES", "WIDTH", "PatchEncoder", "PatchNetwork", "cut"]
+
+WIDTH = 64
+STAGES = (128, 256, 512)
+FEATURES = STAGES[-1]
+
+
+def cut(images: Tensor, patch: int) -> Tensor:
+    """Images (N, C, H, W) to their patches (N, P, C, patch, patch), row by row; sides are multiples of ``patch``."""
+    grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    patches: Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return patches
+
+
+class PatchEncoder(nn.Module):
+    """One patch to 512 numbers, none negative; patches know nothing of each other.
+
+    Args:
+        depth: Convolutions at full resolution after the first (the paper's N; 18 in the repository).
+    """
+
+    def __init__(self, depth: int = 18) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3, padding=1)
+        body: list[nn.Module] = []
+        for _ in range(depth):
+            conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+            body += [conv, nn.BatchNorm2d(WIDTH, eps=1e-4), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*body)
+        self.stages = nn.Sequential(*[_stage(i, o) for i, o in zip((WIDTH, *STAGES), STAGES, strict=False)])
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (M, 3, p, p) in [0, 1] to features (M, 512)."""
+        x = functional.relu(self.stem(patches), inplace=True)
+        features: Tensor = self.stages(self.body(x)).mean((2, 3))
+        return features
+
+
+class PatchNetwork(nn.Module):
+    """The network as it is trained, where a patch's weights depend on the slot that it is shuffled into.
+
+    Args:
+        patch: Pixels along a patch's side.
+        depth: See `PatchEncoder`.
+        slots: P, patches in an image.
+    """
+
+    def __init__(self, patch: int = 64, depth: int = 18, slots: int = 16) -> None:
+        super().__init__()
+        self.patch, self.slots = patch, slots
+        self.encoder = PatchEncoder(depth)
+        self.classifier = nn.Linear(slots * FEATURES, 1)
+
+    def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
+        """Logits under given permutations.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1], of P patches each.
+            order: Which patch comes into each slot: (P,), or (N, P) with a permutation an image. None leaves them
+                row by row.
+
+        Returns:
+            (N,).
+        """
+        patches = cut(images, self.patch)
+        features = self.encoder(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        if order is not None:
+            features = features[torch.arange(len(images), device=images.device)[:, None], order]
+        logits: Tensor = self.classifier(features.flatten(1))[:, 0]
+        return logits
+
+    def mean_weight(self) -> Tensor:
+        """The classifier's weights, averaged over the slots, (512,).
+
+        With h_p the features of patch p, w_s the weights of slot s and pi a uniformly random permutation that brings
+        patch pi(s) into slot s, every patch is equally likely in every slot, and so::
+
+            E[sum_s w_s . h_pi(s) + b] = sum_s sum_p P(pi(s) = p) w_s . h_p + b = sum_p (1/P sum_s w_s) . h_p + b
+
+        These weights in every slot give the mean logit over all P! permutations, exactly and without drawing any.
+        """
+        return self.classifier.weight.view(self.slots, FEATURES).mean(0)
+
+
+def _stage(inputs: int, outputs: int) -> nn.Module:
+    """Two basic blocks (He et al., CVPR 2016), the first of which halves the resolution."""
+    shortcut: Any = downsample_conv(inputs, outputs, kernel_size=1, stride=2)
+    return nn.Sequential(BasicBlock(inputs, outputs, 2, shortcut), BasicBlock(outputs, outputs))
