@@ -1,5 +1,6 @@
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from detector_zoo.evaluation.equalise import (
     SIDES,
     equalise,
     equalise_file,
+    equalised_jpeg,
     first_generation,
     reencode,
 )
@@ -120,3 +122,14 @@ def test_reencode_subsamples_as_asked(monkeypatch):
         reencode(picture(64, 64), "jpeg", 90, subsampling)
         buffer = io.BytesIO(kept[-1].getvalue())
         assert get_sampling(Image.open(buffer)) == subsampling
+
+
+def test_the_equalised_file_carries_no_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "made by a camera"
+    picture(400, 380).save(path, "JPEG", comment=b"a comment", exif=exif, dpi=(300, 300))
+    with Image.open(io.BytesIO(equalised_jpeg(path))) as image:
+        assert "comment" not in image.info
+        assert not image.getexif()
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(equalise_file(path)))

@@ -24,7 +24,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-__all__ = ["FINAL_QUALITY", "FIRST_GENERATION", "SIDES", "equalise", "equalise_file", "first_generation", "reencode"]
+__all__ = [
+    "FINAL_QUALITY",
+    "FIRST_GENERATION",
+    "SIDES",
+    "equalise",
+    "equalise_file",
+    "equalised_jpeg",
+    "first_generation",
+    "reencode",
+]
 
 FIRST_GENERATION: tuple[tuple[int, int, int], ...] = (
     (75, 0, 3),
@@ -141,8 +150,26 @@ def equalise_file(path: Path, salt: str = "") -> Image.Image:
     their history is longer than the others', which the photographs that are measured on do not have.
     """
     content = path.read_bytes()
+    image, rng = _opened(content, salt)
+    return equalise(image, has_jpeg_history=_is_jpeg(content), rng=rng)
+
+
+def equalised_jpeg(path: Path) -> bytes:
+    """The JPEG file that `equalise_file` decodes its result from."""
+    content = path.read_bytes()
+    image, rng = _opened(content, "")
+    buffer = io.BytesIO()
+    cropped = equalise(image, has_jpeg_history=_is_jpeg(content), rng=rng, final_quality=None)
+    cropped.info.clear()  # Pillow would write a JPEG's comment into the copy
+    cropped.save(buffer, "JPEG", quality=FINAL_QUALITY, subsampling=2)
+    return buffer.getvalue()
+
+
+def _opened(content: bytes, salt: str) -> tuple[Image.Image, np.random.Generator]:
     digest = hashlib.sha256(content + salt.encode()).digest()
-    rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
     with Image.open(io.BytesIO(content)) as image:
-        compressed = image.format in {"JPEG", "MPO"}
-        return equalise(image.convert("RGB"), has_jpeg_history=compressed, rng=rng)
+        return image.convert("RGB"), np.random.default_rng(np.frombuffer(digest, np.uint32))
+
+
+def _is_jpeg(content: bytes) -> bool:
+    return content[:3] == b"\xff\xd8\xff"

@@ -1,0 +1,274 @@
+"""Is it the picture, or the file? `format_audit` measures how far a set's formats alone tell its classes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detector_zoo.errors import DatasetError, ZooError
+from detector_zoo.evaluation.audits import Audit, Cell, Table
+from detector_zoo.evaluation.equalise import FINAL_QUALITY, equalise_file
+from detector_zoo.evaluation.file_facts import GROUPS, Facts, file_facts
+from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, log_odds, require_both, source_of
+from detector_zoo.evaluation.metrics import Metric
+from detector_zoo.evaluation.resampling import Floats, Resampling, Statistic, auroc
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.loading import LoadedDetector
+
+__all__ = ["DetectorShare", "FormatAudit", "format_audit"]
+
+ALL = "all together"
+_FOLDS = 5
+_TREES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorShare:
+    """A detector before and after equalising.
+
+    Attributes:
+        before: AUROC on the files as they are.
+        after: AUROC on the same images equalised.
+        drop: before - after, paired.
+        share: drop / (before - 0.5): how much of what lies above chance was format. Above 1 where equalising
+            leaves less than chance, below 0 where it helps; NaN where ``before`` is not clearly above chance.
+    """
+
+    before: Metric
+    after: Metric
+    drop: Metric
+    share: Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatAudit(Audit):
+    """Result of `format_audit`.
+
+    Attributes:
+        before: AUROC of a classifier that sees no pixel, by group of facts and for all together.
+        after: The same once every image is equalised.
+        codecs: How many files have which codec, by class.
+        detector: None where none was asked.
+    """
+
+    name: ClassVar[str] = "format"
+    before: Mapping[str, Metric]
+    after: Mapping[str, Metric]
+    codecs: Mapping[str, Mapping[str, int]]
+    detector: DetectorShare | None
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether the files tell the classes better than chance: the interval of all facts together says so.
+
+        Not that of each group: of five, one lies above 0.5 by chance too often.
+        """
+        return self.before[ALL].low > 0.5
+
+    def tables(self) -> list[Table]:
+        """What files give away, the codecs, and the detector's share."""
+        rows = tuple((group, metric, self.after[group]) for group, metric in self.before.items())
+        verdict = "Files tell the classes apart" if self.shortcut else "No file shortcut found"
+        if self.after[ALL].low > 0.5:
+            verdict += ", and equalising does not hide all of it"
+        found = [
+            Table(
+                "AUROC from the file alone, no pixel seen",
+                ("facts", "as it is", "equalised"),
+                rows,
+                f"{verdict}. Cross-validated, photographs and what was made from them in one fold; compared within "
+                "folds, so that chance is 0.5.",
+            ),
+            Table(
+                "Files",
+                ("codec", "real", "generated"),
+                tuple((codec, counts["real"], counts["generated"]) for codec, counts in self.codecs.items()),
+            ),
+        ]
+        if self.detector:
+            figures: tuple[tuple[Cell, ...], ...] = (
+                ("AUROC as it is", self.detector.before),
+                ("AUROC equalised", self.detector.after),
+                ("drop", self.detector.drop),
+                ("share above chance that was format", self.detector.share),
+            )
+            note = "The share is not told where the AUROC as it is does not lie clearly above chance."
+            found.insert(0, Table(f"{self.origin.detector} and the format", ("", ""), figures, note))
+        return [*found, self.origin.table()]
+
+
+def format_audit(
+    samples: Sequence[Sample],
+    detector: LoadedDetector | None = None,
+    *,
+    data: str = "",
+    seed: int = 0,
+    resamples: int = 2000,
+    skip_bad: bool = False,
+    watch: Watch = iter,
+) -> FormatAudit:
+    """Measure what codec, quantisation table, size, chroma subsampling and metadata tell of the classes.
+
+    A random forest on the facts of `detector_zoo.evaluation.file_facts`, cross-validated in folds that keep
+    `Sample.group` together. Intervals resample images (groups of them) for the scores out of the folds; they do not
+    hold what another training set would change. Equalising is `detector_zoo.evaluation.equalise.equalise_file`;
+    the equalised image counts as a JPEG file of its final quality.
+
+    Args:
+        samples: Of both classes.
+        detector: Scored before and after equalising.
+        data: What to call the data set.
+        seed: Of folds, forest and bootstrap.
+        resamples: Of the bootstrap.
+        skip_bad: Record unreadable files and go on.
+        watch: Sees the samples pass.
+
+    Raises:
+        DatasetError: A class is missing, or has fewer than two groups to cross-validate with.
+        ImageError: A file cannot be read, and bad ones are not skipped.
+        ZooError: scikit-learn is not installed.
+    """
+    _sklearn()
+    require_both(samples)
+    reader = Reader(samples, skip_bad, watch)
+    facts: dict[int, tuple[Facts, Facts]] = {}
+
+    def equalised(item: Loaded) -> Image.Image:
+        equal = equalise_file(item.sample.path)
+        facts[item.index] = file_facts(item.data), file_facts(_as_file(equal))
+        return equal
+
+    def pictures(policy: str) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+        for item in reader:
+            yield (0, item.index), item.decoded.oriented(policy)
+            yield (1, item.index), equalised(item)
+
+    scores = np.full((2, len(samples)), np.nan)
+    if detector:
+        scores, errors = log_odds(detector, pictures(detector.orientation_policy), scores.shape)
+        for index in {index for _, index in errors}:
+            reader.fail(index, errors.get((0, index)) or errors[1, index])
+    else:
+        for item in reader:
+            equalised(item)
+
+    used = sorted(reader.hashes)
+    chosen = [samples[index] for index in used]
+    require_both(chosen)
+    labels = np.array([sample.generated for sample in chosen])
+    groups = [source_of(sample) for sample in chosen]
+    resampling = Resampling(labels, groups, resamples=resamples, seed=seed)
+    folds = _folds(labels, groups, seed)
+    before, after = (_tell(labels, folds, [facts[index][when] for index in used], resampling, seed) for when in (0, 1))
+    return FormatAudit(
+        origin=reader.origin(
+            detector,
+            data,
+            seed,
+            resamples,
+            inconclusive=abstentions(detector, scores[0, used]) if detector else 0,
+        ),
+        before=before,
+        after=after,
+        codecs=_codecs(chosen, [facts[index][0] for index in used]),
+        detector=_share(labels, scores[0, used], scores[1, used], resampling) if detector else None,
+    )
+
+
+def _sklearn() -> Any:
+    try:
+        import sklearn
+    except ImportError as error:
+        raise ZooError("the format audit needs scikit-learn", hint="pip install 'detector-zoo[eval]'") from error
+    return sklearn
+
+
+def _as_file(image: Image.Image) -> bytes:
+    """What an equalised image would be on disk; its pixels alone, as Pillow hands a file's comment on."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, "JPEG", quality=FINAL_QUALITY, subsampling=2)
+    return buffer.getvalue()
+
+
+def _folds(labels: NDArray[np.bool_], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """The fold in which each image is judged, (N,)."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names = np.asarray(groups)
+    smaller = min(len(np.unique(names[labels])), len(np.unique(names[~labels])))
+    if smaller < 2:
+        raise DatasetError("a class has fewer than two source images; the format audit cross-validates over them")
+    splitter = StratifiedGroupKFold(min(_FOLDS, smaller), shuffle=True, random_state=seed)
+    fold = np.zeros(len(labels), np.int64)
+    for number, (_, judged) in enumerate(splitter.split(labels, labels, groups)):
+        fold[judged] = number
+    return fold
+
+
+def _tell(
+    labels: NDArray[np.bool_], folds: NDArray[np.int64], facts: Sequence[Facts], resampling: Resampling, seed: int
+) -> dict[str, Metric]:
+    """AUROC of the facts, by group and all together."""
+    parts = {group: _matrix([fact[group] for fact in facts]) for group in GROUPS}
+    parts[ALL] = np.concatenate(list(parts.values()), axis=1)
+    figures = [auroc(labels, _judged(labels, folds, matrix, seed), within=folds) for matrix in parts.values()]
+    found = dict(zip(parts, resampling.intervals(*figures), strict=True))
+    return {ALL: found.pop(ALL), **found}
+
+
+def _matrix(facts: Sequence[Mapping[str, float]]) -> Floats:
+    names = sorted({name for fact in facts for name in fact})
+    # A resolution with a denominator of 0 is no number.
+    matrix = np.array([[fact.get(name, -1.0) for name in names] for fact in facts], np.float64)
+    return np.where(np.isfinite(matrix), matrix, -1.0)
+
+
+def _judged(labels: NDArray[np.bool_], folds: NDArray[np.int64], matrix: Floats, seed: int) -> Floats:
+    """Score each image by a forest that did not see its fold, (N,)."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    scores = np.zeros(len(labels))
+    for fold in np.unique(folds):
+        judged = folds == fold
+        if len(set(labels[~judged])) == 2 and len(np.unique(matrix[~judged], axis=0)) > 1:
+            forest = RandomForestClassifier(
+                _TREES, class_weight="balanced", min_samples_leaf=2, random_state=_seed(seed, fold)
+            )
+            forest.fit(matrix[~judged], labels[~judged])
+            scores[judged] = forest.predict_proba(matrix[judged])[:, 1]
+    return scores
+
+
+def _seed(seed: int, fold: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {fold}".encode()).digest()[:4])
+
+
+def _codecs(samples: Sequence[Sample], facts: Sequence[Facts]) -> dict[str, dict[str, int]]:
+    names = [next(iter(fact["codec"])).removeprefix("is ") for fact in facts]
+    found = {name: {"real": 0, "generated": 0} for name in sorted(set(names))}
+    for sample, name in zip(samples, names, strict=True):
+        found[name][sample.label] += 1
+    return found
+
+
+def _share(labels: NDArray[np.bool_], before: Floats, after: Floats, resampling: Resampling) -> DetectorShare:
+    first, second = auroc(labels, before), auroc(labels, after)
+
+    def drop(weights: Floats) -> Floats:
+        return first(weights) - second(weights)
+
+    def share(weights: Floats) -> Floats:
+        above = first(weights) - 0.5
+        return np.where(above > 0, drop(weights) / np.where(above > 0, above, 1), np.nan)
+
+    figures: list[Statistic] = [first, second, drop, share]
+    was, became, lost, part = resampling.intervals(*figures)
+    unknown = Metric(float("nan"), float("nan"), float("nan"))
+    return DetectorShare(before=was, after=became, drop=lost, share=part if was.low > 0.5 else unknown)
