@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from detector_zoo.training.job import Job
     from detector_zoo.weight_specs import WeightSpec
 
 __all__ = [
@@ -91,10 +92,15 @@ class Explainer(Protocol):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A detector that the zoo can train."""
+    """A detector that the zoo can train; its recipes are YAML files in ``recipes/`` beside its module."""
 
-    def fit(self, data: Path, out: Path, **config: Any) -> Path:
-        """Train on the data set at ``data`` and write weights below ``out``; return their path."""
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """Train as the job says, starting without weights; return the folder of the new ones.
+
+        ``job.values`` is the recipe as the user changed it: unknown keys are for the class to refuse
+        (`detector_zoo.training.recipes.build`).
+        """
         ...
 
 

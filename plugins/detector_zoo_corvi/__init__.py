@@ -37,7 +37,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             name="corvi",
             summary="ResNet-50 at stride 8 on the whole image at its own size, trained on latent diffusion",
             load="detector_zoo_corvi.model:Corvi",
-            capabilities=frozenset({"explain", "localize"}),
+            capabilities=frozenset({"explain", "localize", "train"}),
             default_tag="latent",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),

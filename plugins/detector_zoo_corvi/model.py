@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from torch import nn
+
+from detector_zoo.networks import small
 from detector_zoo.networks.positionwise import PositionwiseDetector
-from detector_zoo.networks.resnet import ResNet50
+
+if TYPE_CHECKING:
+    from detector_zoo.training.job import Job
 
 __all__ = ["Corvi"]
 
@@ -19,6 +26,13 @@ class Corvi(PositionwiseDetector):
     """
 
     @classmethod
-    def build(cls, config: Mapping[str, object]) -> ResNet50:
+    def build(cls, config: Mapping[str, object]) -> nn.Module:
         """See `PositionwiseDetector.build`."""
-        return ResNet50.of(config)
+        return small.build(config)
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_corvi.training import fit
+
+        return fit(job)

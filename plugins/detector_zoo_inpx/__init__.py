@@ -30,7 +30,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             name="inpx",
             summary="Classifiers trained on inpainted images whose untouched pixels were restored (INP-X)",
             load="detector_zoo_inpx.model:INPX",
-            capabilities=frozenset({"localize"}),
+            capabilities=frozenset({"localize", "train"}),
             default_tag="resnet50",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from detector_zoo.networks.folding import fold
 from detector_zoo.networks.state import load_strictly
 from detector_zoo.preprocessing import Preprocessing
 from detector_zoo_inpx.networks import View, build, view
+
+if TYPE_CHECKING:
+    from detector_zoo.training.job import Job
 
 __all__ = ["INPX"]
 
@@ -80,3 +85,10 @@ class INPX(TorchDetector):
             batch = self.inputs.normalise(self.transform(image)[None].to(self.device))
             heat = self._look.heatmap(self.network, batch)[0]
         return self.inputs.spread(heat.float().cpu().numpy(), image.size)
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_inpx.training import fit
+
+        return fit(job)

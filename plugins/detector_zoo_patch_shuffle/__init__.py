@@ -30,7 +30,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             name="patch_shuffle",
             summary="Shuffled patches through one shared network, so that the scene cannot be read",
             load="detector_zoo_patch_shuffle.model:PatchShuffle",
-            capabilities=frozenset({"explain", "localize"}),
+            capabilities=frozenset({"explain", "localize", "train"}),
             default_tag="official",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),

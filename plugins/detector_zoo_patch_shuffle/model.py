@@ -19,11 +19,15 @@ from detector_zoo.errors import WeightsError
 from detector_zoo.networks.folding import fold
 from detector_zoo.networks.state import load_strictly
 from detector_zoo.preprocessing import Preprocessing
-from detector_zoo_patch_shuffle.network import WIDTH, PatchNetwork, cut
+from detector_zoo_patch_shuffle.network import PatchNetwork, cut
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from PIL import Image
+
+    from detector_zoo.training.job import Job
 
 __all__ = ["PatchShuffle"]
 
@@ -53,8 +57,8 @@ class PatchShuffle(TorchDetector):
     def from_weights(cls, weights: Weights) -> PatchShuffle:
         """Build the network that ``weights.spec.config`` describes and load the tensors strictly.
 
-        ``config`` holds ``patch`` and ``depth`` of `PatchNetwork`; ``preprocessing`` the fields of `Preprocessing`,
-        from whose ``crop`` the number of slots follows.
+        ``config`` holds ``patch``, ``depth`` and ``width`` of `PatchNetwork`; ``preprocessing`` the fields of
+        `Preprocessing`, from whose ``crop`` the number of slots follows.
 
         Raises:
             WeightsError: The crop is not a whole number of patches; a tensor is missing, left over or of another
@@ -123,7 +127,7 @@ class PatchShuffle(TorchDetector):
         patches = cut(batch, self.network.patch)
         area = self.network.patch**2
         # At full resolution a convolution's input and output live at once.
-        pixels = self.budget() // (4 * 2 * WIDTH)
+        pixels = self.budget() // (4 * 2 * self.network.width)
         if batch.device.type == "cpu":
             pixels = min(pixels, CPU_PIXELS)
         parts = patches.flatten(0, 1).split(max(1, pixels // area))
@@ -134,3 +138,10 @@ class PatchShuffle(TorchDetector):
     def _shares(self, features: Tensor) -> Tensor:
         """Features (N, P, 512) to each patch's share of the logit, (N, P)."""
         return (features * self.network.mean_weight()).sum(2)
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_patch_shuffle.training import fit
+
+        return fit(job)

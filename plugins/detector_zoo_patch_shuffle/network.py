@@ -12,8 +12,8 @@ from torch.nn import functional
 __all__ = ["FEATURES", "WIDTH", "PatchEncoder", "PatchNetwork", "cut"]
 
 WIDTH = 64
-STAGES = (128, 256, 512)
-FEATURES = STAGES[-1]
+"""Of the published network at full resolution; its stages have 2, 4 and 8 times as many channels."""
+FEATURES = 8 * WIDTH
 
 
 def cut(images: Tensor, patch: int) -> Tensor:
@@ -24,24 +24,25 @@ def cut(images: Tensor, patch: int) -> Tensor:
 
 
 class PatchEncoder(nn.Module):
-    """One patch to 512 numbers, none negative; patches know nothing of each other.
+    """One patch to ``8 * width`` numbers, none negative; patches know nothing of each other.
 
     Args:
         depth: Convolutions at full resolution after the first (the paper's N; 18 in the repository).
+        width: Channels at full resolution.
     """
 
-    def __init__(self, depth: int = 18) -> None:
+    def __init__(self, depth: int = 18, width: int = WIDTH) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 3, padding=1)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
         body: list[nn.Module] = []
         for _ in range(depth):
-            conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-            body += [conv, nn.BatchNorm2d(WIDTH, eps=1e-4), nn.ReLU(inplace=True)]
+            conv = nn.Conv2d(width, width, 3, padding=1)
+            body += [conv, nn.BatchNorm2d(width, eps=1e-4), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*body)
-        self.stages = nn.Sequential(*[_stage(i, o) for i, o in zip((WIDTH, *STAGES), STAGES, strict=False)])
+        self.stages = nn.Sequential(*[_stage(width * step, 2 * width * step) for step in (1, 2, 4)])
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches (M, 3, p, p) in [0, 1] to features (M, 512)."""
+        """Patches (M, 3, p, p) in [0, 1] to features (M, 8 * width)."""
         x = functional.relu(self.stem(patches), inplace=True)
         features: Tensor = self.stages(self.body(x)).mean((2, 3))
         return features
@@ -54,13 +55,14 @@ class PatchNetwork(nn.Module):
         patch: Pixels along a patch's side.
         depth: See `PatchEncoder`.
         slots: P, patches in an image.
+        width: See `PatchEncoder`.
     """
 
-    def __init__(self, patch: int = 64, depth: int = 18, slots: int = 16) -> None:
+    def __init__(self, patch: int = 64, depth: int = 18, slots: int = 16, width: int = WIDTH) -> None:
         super().__init__()
-        self.patch, self.slots = patch, slots
-        self.encoder = PatchEncoder(depth)
-        self.classifier = nn.Linear(slots * FEATURES, 1)
+        self.patch, self.slots, self.width = patch, slots, width
+        self.encoder = PatchEncoder(depth, width)
+        self.classifier = nn.Linear(slots * 8 * width, 1)
 
     def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
         """Logits under given permutations.
@@ -90,7 +92,7 @@ class PatchNetwork(nn.Module):
 
         These weights in every slot give the mean logit over all P! permutations, exactly and without drawing any.
         """
-        return self.classifier.weight.view(self.slots, FEATURES).mean(0)
+        return self.classifier.weight.view(self.slots, -1).mean(0)
 
 
 def _stage(inputs: int, outputs: int) -> nn.Module:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from torch import nn
 
 from detector_zoo.detector import Weights
 from detector_zoo.errors import WeightsError
-from detector_zoo.networks.resnet import ResNet50
 from detector_zoo_corvi import Corvi
+
+if TYPE_CHECKING:
+    from detector_zoo.training.job import Job
 
 __all__ = ["StayPositive"]
 
@@ -23,7 +28,7 @@ class StayPositive(Corvi):
     """
 
     @classmethod
-    def build(cls, config: Mapping[str, object]) -> ResNet50:
+    def build(cls, config: Mapping[str, object]) -> nn.Module:
         """See `PositionwiseDetector.build`; ``nonnegative`` is true or false and does not change the network."""
         options = dict(config)
         if not isinstance(value := options.pop(_KEY, True), bool):
@@ -47,3 +52,10 @@ class StayPositive(Corvi):
                 hint="import a base detector with --like stay_positive.rajan, or as corvi.mine",
             )
         return detector
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_stay_positive.training import fit
+
+        return fit(job)

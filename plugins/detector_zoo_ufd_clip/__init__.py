@@ -30,6 +30,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             name="ufd_clip",
             summary="A linear head on the frozen image embedding of CLIP ViT-L/14",
             load="detector_zoo_ufd_clip.model:UFD",
+            capabilities=frozenset({"train"}),
             default_tag="official",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),

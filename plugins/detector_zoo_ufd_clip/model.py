@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor, nn
 
-from detector_zoo.detector import Weights
+from detector_zoo.detector import TorchDetector, Weights
 from detector_zoo.networks.clip import embedding_size, load_tower
 from detector_zoo.networks.shared import BackboneDetector
 from detector_zoo.networks.state import load_strictly
 from detector_zoo.preprocessing import Preprocessing
+from detector_zoo_ufd_clip.small import SmallUFD
+
+if TYPE_CHECKING:
+    from detector_zoo.training.job import Job
 
 __all__ = ["UFD"]
 
@@ -33,15 +39,18 @@ class UFD(BackboneDetector):
         self.inputs = inputs
 
     @classmethod
-    def from_weights(cls, weights: Weights) -> UFD:
+    def from_weights(cls, weights: Weights) -> TorchDetector:
         """Put the head ``weights.tensors`` (``weight``, ``bias``) on the tower ``weights.backbone``.
 
-        ``config`` holds ``model``, open_clip's name of the tower (see `detector_zoo.networks.clip.build_tower`).
+        With ``architecture`` in ``config`` the network came with the head: see `SmallUFD`. Otherwise ``config`` holds
+        ``model``, open_clip's name of the tower (see `detector_zoo.networks.clip.build_tower`).
 
         Raises:
             WeightsError: A tensor is missing, left over or of another shape; or the spec is not understood.
         """
         spec = weights.spec
+        if "architecture" in spec.config:
+            return SmallUFD.from_weights(weights)
         model = str(spec.config["model"])
         # The head first: a wrong one is found before a gigabyte has been read for it.
         head = nn.Linear(embedding_size(model), 1)
@@ -64,3 +73,10 @@ class UFD(BackboneDetector):
         embeddings: Tensor = self.backbone(self.inputs.normalise(batch))
         scores: Tensor = self.network(embeddings)[:, 0]
         return scores
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_ufd_clip.training import fit
+
+        return fit(job)

@@ -10,7 +10,20 @@ import click
 from detector_zoo import __version__
 from detector_zoo.errors import ZooError
 
-COMMANDS = ("list", "info", "score", "weights", "plugins")
+COMMANDS = (
+    "list",
+    "info",
+    "score",
+    "weights",
+    "plugins",
+    "train",
+    "calibrate",
+    "audit",
+    "data",
+    "eval",
+    "compare",
+    "leaderboard",
+)
 
 
 class _Zoo(click.Group):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,6 +54,17 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
     help="method, method.tag, method.tag@variant, or all: every detector whose weights are at hand. Repeatable. "
     "[default: all]",
 )
+@click.option(
+    "--weights",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder that `zoo train` wrote, instead of weights of the catalogue; with one --detector.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of `zoo calibrate`: a threshold fitted on photographs of your own; with one --detector.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
 @click.option(
     "--precision",
@@ -96,6 +107,8 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
 def command(
     paths: tuple[str, ...],
     detectors: tuple[str, ...],
+    folder: Path | None,
+    calibration: Path | None,
     device: str,
     precision: Precision,
     memory: int | None,
@@ -135,20 +148,30 @@ def command(
         heatmaps=heatmaps,
         fuse=fuse,
     )
-    names, skipped = select(detectors)
-    for line in skipped:
-        click.echo(f"Skipped: {line}", err=True)
-    loaded = [
-        load(
-            name,
-            device=device,
-            threshold=threshold,
-            max_pixels=options.max_pixels,
-            memory=memory,
-            precision=precision,
-        )
-        for name in names
-    ]
+    settings: dict[str, Any] = {
+        "device": device,
+        "threshold": threshold,
+        "max_pixels": options.max_pixels,
+        "memory": memory,
+        "precision": precision,
+    }
+    if (folder or calibration) and (len(detectors) != 1 or detectors == ("all",)):
+        raise click.UsageError("--weights and --calibration are for one detector: name it with --detector")
+    if calibration and threshold is not None:
+        raise click.UsageError("--calibration brings a threshold: leave --threshold out")
+    if folder:
+        from detector_zoo.training.artifact import load_detector
+
+        loaded = [load_detector(folder, method=detectors[0], **settings)]
+    else:
+        names, skipped = select(detectors)
+        for line in skipped:
+            click.echo(f"Skipped: {line}", err=True)
+        loaded = [load(name, **settings) for name in names]
+    if calibration:
+        from detector_zoo.training.calibration import applied
+
+        loaded = [applied(calibration, loaded[0])]
     if heatmaps and not any("localize" in detector.info.capabilities for detector in loaded):
         raise ZooError("none of these detectors has a heatmap", hint="zoo list --capability localize")
 

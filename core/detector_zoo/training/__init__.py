@@ -1,0 +1,1 @@
+"""Training: the data that is made for it, splits and recipes."""
