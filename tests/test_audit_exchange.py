@@ -16,8 +16,8 @@ from audit_fakes import Bright, Grain, loaded, sample, triples
 from detector_zoo.errors import DatasetError, ImageError
 from detector_zoo.evaluation import spectrum
 from detector_zoo.evaluation.equalise import reencode
-from detector_zoo.evaluation.exchange import exchange
-from detector_zoo.evaluation.exchange_audit import SIGMA, exchange_audit, soft_exchange
+from detector_zoo.evaluation.exchange import SIGMA, exchange, soft_exchange
+from detector_zoo.evaluation.exchange_audit import exchange_audit
 
 from conftest import photo
 

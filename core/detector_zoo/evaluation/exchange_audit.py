@@ -20,7 +20,7 @@ from detector_zoo.errors import DatasetError, ImageError, PluginError
 from detector_zoo.evaluation import spectrum
 from detector_zoo.evaluation.audits import Audit, Cell, Table
 from detector_zoo.evaluation.equalise import reencode
-from detector_zoo.evaluation.exchange import exchange
+from detector_zoo.evaluation.exchange import KERNEL, exchange, soft_exchange
 from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, log_odds, source_of
 from detector_zoo.evaluation.localization import energy_inside, read_mask
 from detector_zoo.evaluation.metrics import Metric
@@ -28,16 +28,12 @@ from detector_zoo.evaluation.resampling import Floats, Resampling, Statistic, au
 from detector_zoo.evaluation.samples import Sample
 from detector_zoo.loading import LoadedDetector
 
-__all__ = ["VERSIONS", "ExchangeAudit", "MapShare", "Spectra", "Version", "exchange_audit", "soft_exchange"]
+__all__ = ["VERSIONS", "ExchangeAudit", "MapShare", "Spectra", "Version", "exchange_audit"]
 
 Pixels = NDArray[np.uint8]
 
 VERSIONS = ("original", "inpainted", "exchanged", "soft edges")
 """What is scored of each triple."""
-
-KERNEL, SIGMA = 5, 1.1
-"""Side and standard deviation of the Gaussian that softens the mask, pixels. The paper tells only the side; 1.1 is
-what OpenCV takes for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,32 +156,6 @@ class ExchangeAudit(Audit):
             note = f"{self.spectra.images} triples; r is defined in {self.spectra.correlated} of them."
             found.append(Table("Spectral test", ("", ""), lines, note))
         return [*found, self.origin.table()]
-
-
-def soft_exchange(original: Pixels, edited: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    """`exchange` with the mask blurred by a Gaussian of `KERNEL` pixels as alpha, rounded to the nearest.
-
-    Args:
-        original: (H, W, 3).
-        edited: (H, W, 3).
-        mask: (H, W), true where the edit is; beyond the picture's border it goes on as at the border.
-
-    Returns:
-        (H, W, 3): more than two pixels from the mask's border the same as `exchange`.
-
-    Raises:
-        ValueError: The three are not of one size.
-    """
-    hard = exchange(original, edited, mask)
-    taps = np.exp(-0.5 * ((np.arange(KERNEL) - KERNEL // 2) / SIGMA) ** 2)
-    taps /= taps.sum()
-    padded = np.pad(mask.astype(np.float64), KERNEL // 2, mode="edge")
-    rows = sum(tap * padded[i : i + mask.shape[0]] for i, tap in enumerate(taps))
-    alpha = sum(tap * rows[:, i : i + mask.shape[1]] for i, tap in enumerate(taps))[..., None]
-    soft = np.floor(alpha * edited + (1 - alpha) * original + 0.5).astype(np.uint8)
-    # The taps sum to one but for rounding; where the window lies on one side nothing is to be mixed.
-    edge = (alpha > 1e-9) & (alpha < 1 - 1e-9)
-    return np.where(edge, soft, hard)
 
 
 @dataclass(slots=True)

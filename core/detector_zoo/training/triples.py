@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector_zoo.errors import DatasetError
-from detector_zoo.evaluation.exchange import exchange
-from detector_zoo.evaluation.exchange_audit import soft_exchange
+from detector_zoo.evaluation.exchange import exchange, soft_exchange
 from detector_zoo.evaluation.samples import Sample
 from detector_zoo.images import decode
 from detector_zoo.training.manifest_out import Done, OutputFolder, Picture, Row
