@@ -1,10 +1,12 @@
 """Patch embedders: images to a grid of patch tokens, frozen while patch forensic signatures are learnt.
 
-Two kinds: the small convolutional one of the `lite` weights, and timm's DINOv2, the paper's own.
+Here, a small convolutional network and timm's vision transformers, DINOv2 of the paper among them; the one of the
+`lite` weights, which is built on the first, is in `detector_zoo_mdmf.distilled`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +16,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detector_zoo.errors import WeightsError
 
-__all__ = ["ConvEmbedder", "DinoEmbedder", "PatchEmbedder", "build_embedder", "load_strictly"]
+__all__ = ["ConvEmbedder", "PatchEmbedder", "VitEmbedder", "load_strictly"]
 
 # EfficientNet-lite0: repeats, kernel, stride, expansion, width of each stage.
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 
 
 def _relu6(x: Tensor) -> Tensor:
@@ -34,22 +44,34 @@ class PatchEmbedder(nn.Module):
 
     Attributes:
         dim: Width of a token.
-        stride: Pixels from one token to the next, before pooling.
-        pool: Neighbouring tokens, along each side, whose mean is one patch of ``stride * pool`` pixels.
+        stride: Pixels from one token of `features` to the next.
+        patch: Pixels along the side of a pooled patch, the paper's W; ``stride`` where nothing is pooled.
     """
 
     dim: int
     stride: int
-    pool: int = 1
+    patch: int
+
+    @property
+    def unit(self) -> int:
+        """Sides of an input have to be multiples of this: pixels after which tokens and patches begin together."""
+        return math.lcm(self.stride, self.patch)
 
     def features(self, x: Tensor) -> Tensor:
         """(N, 3, H, W), normalised, to (N, dim, H / stride, W / stride)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W), normalised, to patch tokens (N, dim, h, w), h = H / (stride * pool) rounded down."""
+        """(N, 3, H, W), normalised, to patch tokens (N, dim, H / patch, W / patch); sides are multiples of `unit`.
+
+        The grid of tokens, ``stride`` pixels apart, becomes one of patches by adaptive average pooling: a patch is the
+        mean of the tokens that touch it. At a stride of 14 and 448 px, 32 x 32 tokens become 28 x 28 patches of 16 px
+        (four tokens each, shared with the neighbours), 14 x 14 of 32 px or 8 x 8 of 56 px: the paper's three.
+        """
         tokens = self.features(x)
-        return functional.avg_pool2d(tokens, self.pool) if self.pool > 1 else tokens
+        if self.patch == self.stride:
+            return tokens
+        return functional.adaptive_avg_pool2d(tokens, (x.shape[-2] // self.patch, x.shape[-1] // self.patch))
 
 
 class _Separable(nn.Module):
@@ -97,18 +119,17 @@ class ConvEmbedder(PatchEmbedder):
     """The first stages of EfficientNet-lite0, with timm's parameter names.
 
     Args:
-        stages: How many of the five stages up to a sixteenth of the size.
-        stem_stride: 2 as published; 1 keeps the finest traces and doubles every resolution.
-        pool: See `PatchEmbedder`.
+        stages: How many of the seven; five end at a sixteenth of the size, all at a thirty-second.
+        patch: See `PatchEmbedder`; None for the stride.
     """
 
     PAIRS = (("conv_stem", "bn1"),)
 
-    def __init__(self, stages: int = 5, stem_stride: int = 2, pool: int = 1) -> None:
+    def __init__(self, stages: int = 5, patch: int | None = None) -> None:
         super().__init__()
-        self.conv_stem = nn.Conv2d(3, 32, 3, stem_stride, 1, bias=False)
+        self.conv_stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
         self.bn1 = _norm(32)
-        self.stride, self.pool = stem_stride, pool
+        self.stride = 2
         width, blocks = 32, []
         for index, (repeats, kernel, stride, expansion, outputs) in enumerate(STAGES[:stages]):
             stage: list[nn.Module] = []
@@ -125,6 +146,7 @@ class ConvEmbedder(PatchEmbedder):
             self.stride *= stride
         self.blocks = nn.Sequential(*blocks)
         self.dim = width
+        self.patch = patch or self.stride
 
     def fold(self) -> ConvEmbedder:
         """Fold every normalisation into its convolution, in place and for good: in evaluation mode it is affine."""
@@ -134,57 +156,53 @@ class ConvEmbedder(PatchEmbedder):
                 setattr(module, norm, nn.Identity())
         return self
 
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What every stage makes of (N, 3, H, W), normalised."""
+        x = _relu6(self.bn1(self.conv_stem(x)))
+        out = []
+        for stage in self.blocks:
+            x = stage(x)
+            out.append(x)
+        return out
+
     def features(self, x: Tensor) -> Tensor:
         """See `PatchEmbedder.features`."""
-        x = _relu6(self.bn1(self.conv_stem(x)))
-        tokens: Tensor = self.blocks(x)
-        return tokens
+        return self.outputs(x)[-1]
 
 
-class DinoEmbedder(PatchEmbedder):
+class VitEmbedder(PatchEmbedder):
     """Patch tokens of a timm vision transformer, at any image size.
 
     Args:
         name: timm's name, e.g. ``vit_large_patch14_dinov2.lvd142m``.
         img_size: The size whose position embeddings the tensors hold (518 for DINOv2); others are interpolated.
-        pool: See `PatchEmbedder`.
+        patch: See `PatchEmbedder`; 16, 32 or 56 in the paper, None for the transformer's own.
+        block: The block, counted from 1, whose tokens are taken as they are; None for the last, normalised.
     """
 
-    def __init__(self, name: str, img_size: int = 518, pool: int = 1) -> None:
+    def __init__(self, name: str, img_size: int = 518, patch: int | None = None, block: int | None = None) -> None:
         import timm
 
         super().__init__()
         vit: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=img_size, dynamic_img_size=True)
         self.vit = vit
+        self.block = block
         self.dim = int(vit.num_features)
         self.stride = int(vit.patch_embed.patch_size[0])
-        self.pool = pool
+        self.patch = patch or self.stride
 
     def features(self, x: Tensor) -> Tensor:
         """See `PatchEmbedder.features`."""
         vit: Any = self.vit
+        if self.block is not None:
+            taken: list[Tensor] = vit.forward_intermediates(
+                x, indices=[self.block - 1], norm=False, stop_early=True, intermediates_only=True
+            )
+            return taken[0]
         tokens: Tensor = vit.forward_features(x)[:, vit.num_prefix_tokens :]
         grid = (x.shape[-2] // self.stride, x.shape[-1] // self.stride)
         folded: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
         return folded
-
-
-def build_embedder(config: Mapping[str, Any]) -> PatchEmbedder:
-    """Build the embedder that ``config`` describes: ``kind`` (``conv`` or ``dinov2``) and its arguments.
-
-    For ``dinov2``, ``patch`` (16, 32 or 56 pixels in the paper) chooses the pooling: the nearest multiple of the
-    transformer's own patch.
-    """
-    options = dict(config)
-    kind = options.pop("kind", None)
-    if kind == "conv":
-        return ConvEmbedder(**options)
-    if kind == "dinov2":
-        patch = options.pop("patch", 14)
-        embedder = DinoEmbedder(**options)
-        embedder.pool = max(1, round(patch / embedder.stride))
-        return embedder
-    raise WeightsError(f"embedder kind {kind!r} is unknown; conv and dinov2 are there")
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignore: Sequence[str] = ()) -> None:

@@ -7,8 +7,6 @@ discrepancy between the image's signatures and a bank of real ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detector_zoo.detector import TorchDetector, Weights
-from detector_zoo_mdmf.embedder import ConvEmbedder, DinoEmbedder, PatchEmbedder, build_embedder, load_strictly
+from detector_zoo_mdmf.distilled import DistilledEmbedder, build_embedder
+from detector_zoo_mdmf.embedder import ConvEmbedder, PatchEmbedder, VitEmbedder, load_strictly
 from detector_zoo_mdmf.mmd import SignatureHead
 from detector_zoo_mdmf.tiles import Tiling
 
@@ -43,11 +42,6 @@ class Network(nn.Module):
         super().__init__()
         self.embedder = embedder
         self.head = head
-
-    @property
-    def patch(self) -> int:
-        """Pixels along a patch's side."""
-        return self.embedder.stride * self.embedder.pool
 
     def tokens(self, tiles: Tensor) -> Tensor:
         """Tiles (B, 3 T, h, w) to tokens (B, T n, dim)."""
@@ -91,17 +85,17 @@ class MDMF(TorchDetector):
         spec = weights.spec
         embedder = build_embedder(spec.config["embedder"])
         network = Network(embedder, SignatureHead(embedder.dim, **spec.config["head"]))
-        if isinstance(embedder, DinoEmbedder):
+        if isinstance(embedder, VitEmbedder):
             # The mask token is of use in pre-training alone; some copies of DINOv2 still carry it.
             load_strictly(embedder.vit, weights.backbone, spec.backbone or spec.name, ignore=("mask_token",))
             load_strictly(network.head, weights.tensors, spec.name)
         else:
             load_strictly(network, weights.tensors, spec.name)
         network.eval().requires_grad_(False)
-        if isinstance(embedder, ConvEmbedder):
+        if isinstance(embedder, ConvEmbedder | DistilledEmbedder):
             # Fewer passes over memory, which bound this network on a CPU; the same values but for rounding.
             embedder.fold().to(memory_format=torch.channels_last)
-        detector = cls(network, Tiling.from_preprocessing(spec.preprocessing, network.patch))
+        detector = cls(network, Tiling.from_preprocessing(spec.preprocessing, embedder.patch, embedder.unit))
         detector.spec = spec
         return detector
 
@@ -133,7 +127,7 @@ class MDMF(TorchDetector):
 
     def _heat(self, image: Image.Image) -> NDArray[np.float32]:
         patch = self.tiling.patch
-        rows, columns = (max(self.tiling.least, -(-side // patch) * patch) // patch for side in image.size[::-1])
+        columns, rows = (side // patch for side in self.tiling.covered(image))
         signatures = torch.zeros(rows, columns, self.network.head.bank.shape[1])
         with torch.inference_mode():
             for top, left, tile in self.tiling.cover(image):
@@ -148,17 +142,3 @@ class MDMF(TorchDetector):
             grid = evidence.cpu().view(1, 1, rows, columns)
             heat = functional.interpolate(grid, (rows * patch, columns * patch), mode="bilinear")[0, 0]
         return heat[: image.height, : image.width].numpy().astype(np.float32)
-
-    def fit(self, data: Path, out: Path, **config: Any) -> Path:
-        """Train lite weights below ``out`` and return their path.
-
-        Args:
-            data: Folder with ``manifest.csv``.
-            out: Work folder, see `detector_zoo_mdmf.training`.
-            config: ``weights_dir`` (needed), ``select`` and ``workers`` as `detector_zoo_mdmf.training.train`
-                takes them; everything else is a field of its `Recipe`.
-        """
-        from detector_zoo_mdmf.training import Recipe, train
-
-        run = {name: config.pop(name) for name in ("weights_dir", "select", "workers") if name in config}
-        return train(data, out, recipe=Recipe(**config), **run)

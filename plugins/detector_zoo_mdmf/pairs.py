@@ -17,7 +17,7 @@ import copy
 import csv
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from detector_zoo.evaluation.equalise import equalise
 from detector_zoo_mdmf.manifest import Row
 from detector_zoo_mdmf.taef2 import TAEF2, load_taef2
 
-__all__ = ["KINDS", "Pair", "make_pairs", "read_pairs"]
+__all__ = ["KINDS", "Pair", "equalised_pair", "make_pairs"]
 
 KINDS = ("recon", "variant", "edit", "upscale")
 SIDE = 384
@@ -228,8 +229,13 @@ def _regenerate(
     ]
 
 
-def read_pairs(out: Path) -> Iterator[Pair]:
-    """The pairs that `make_pairs` listed in ``out/pairs.csv``."""
-    with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
-        for row, source, reduced, folder in csv.reader(file):
-            yield Pair(row, source, reduced == "1", out / folder)
+def equalised_pair(pair: Pair, kind: str) -> tuple[Image.Image, Image.Image]:
+    """A pair's original and its regeneration, equalised with the same crop."""
+    digest = hashlib.sha256(f"{pair.row}{pair.reduced}{kind}".encode()).digest()
+    seed = np.frombuffer(digest, np.uint32)
+    out = []
+    for name in ("original", kind):
+        with Image.open(pair.folder / f"{name}.png") as image:
+            history = name == "original" and not pair.reduced
+            out.append(equalise(image.convert("RGB"), has_jpeg_history=history, rng=np.random.default_rng(seed)))
+    return out[0], out[1]

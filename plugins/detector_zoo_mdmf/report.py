@@ -159,8 +159,7 @@ def measure_pairs(report: Report, rows: Sequence[Row], score: Scorer, weights: P
         weights: Folder of the tiny autoencoder's files.
         work: Folder for the pairs.
     """
-    from detector_zoo_mdmf.cache import equalised_pair
-    from detector_zoo_mdmf.pairs import KINDS, make_pairs
+    from detector_zoo_mdmf.pairs import KINDS, equalised_pair, make_pairs
 
     pairs = make_pairs(rows, weights, work)
     names = {
@@ -173,7 +172,7 @@ def measure_pairs(report: Report, rows: Sequence[Row], score: Scorer, weights: P
     for kind in KINDS:
         originals, made = [], []
         for pair in pairs:
-            original, regenerated, _ = equalised_pair(pair, kind)
+            original, regenerated = equalised_pair(pair, kind)
             originals.append(original)
             made.append(regenerated)
         real, fake = score(originals), score(made)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,36 +24,30 @@ class TokenSet:
     """The tokens of one image.
 
     Attributes:
-        tokens: (n, dim) float16.
-        generated: (n,) share of generated pixels under each token.
-        group: What the image is sampled by: photograph, text-to-image, reconstruction, ...
+        tokens: (n, dim).
+        generated: Its class.
+        group: What the image is sampled by, the collection that it comes from.
     """
 
     tokens: Tensor
-    generated: Tensor
+    generated: bool
     group: str
 
 
 class _Pool:
     """Draws tokens of one class, groups alike, images of a group alike."""
 
-    def __init__(self, sets: Sequence[TokenSet], real: bool, weights: dict[str, float]) -> None:
-        keep = []
+    def __init__(self, sets: Sequence[TokenSet], generated: bool) -> None:
+        groups: dict[str, list[Tensor]] = defaultdict(list)
         for item in sets:
-            chosen = item.generated < 0.01 if real else item.generated > 0.99
-            if chosen.sum() >= 16:
-                keep.append((item.group, item.tokens[chosen]))
-        self.groups = {
-            group: [tokens for name, tokens in keep if name == group] for group in sorted({name for name, _ in keep})
-        }
-        p = np.array([weights.get(group, 1.0) for group in self.groups])
-        self.p = p / p.sum()
+            if item.generated == generated:
+                groups[item.group].append(item.tokens)
+        self.groups = [groups[name] for name in sorted(groups)]
 
     def draw(self, images: int, tokens: int, rng: np.random.Generator) -> Tensor:
-        names = list(self.groups)
         out = []
-        for index in rng.choice(len(names), images, p=self.p):
-            group = self.groups[names[index]]
+        for index in rng.integers(len(self.groups), size=images):
+            group = self.groups[index]
             chosen = group[rng.integers(len(group))]
             out.append(chosen[torch.from_numpy(rng.integers(len(chosen), size=tokens))])
         return torch.cat(out).float()
@@ -68,9 +63,7 @@ def train_head(
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-2,
     regulariser: float = 1e-2,
-    weights: dict[str, float] | None = None,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
 ) -> float:
     """Maximise the test power J over phi and the bandwidth; the bank is not touched.
 
@@ -83,21 +76,19 @@ def train_head(
         learning_rate: Falls to 0 along a cosine.
         weight_decay: Of phi.
         regulariser: lambda of J.
-        weights: How often a group is drawn, 1 unless named.
         seed: Of the draws.
-        report: Called every 200 steps.
 
     Returns:
         J, averaged over the last 100 steps.
     """
     rng = np.random.default_rng(seed)
-    real, fake = _Pool(sets, True, weights or {}), _Pool(sets, False, weights or {})
+    real, fake = _Pool(sets, False), _Pool(sets, True)
     parameters = [*head.phi.parameters(), head.log_bandwidth]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     head.train()
     recent: list[float] = []
-    for step in range(1, steps + 1):
+    for _ in range(steps):
         p, q = (head.phi(pool.draw(images, tokens, rng)) for pool in (real, fake))
         power = criterion(p, q, head.bandwidth, regulariser)
         optimiser.zero_grad(set_to_none=True)
@@ -106,8 +97,6 @@ def train_head(
         optimiser.step()
         schedule.step()
         recent = [*recent[-99:], power.item()]
-        if report is not None and step % 200 == 0:
-            report(step)
     head.eval()
     return float(np.mean(recent))
 

@@ -21,13 +21,14 @@ class Tiling:
     """The constants of the input transform.
 
     Attributes:
-        patch: Pixels of the image along a patch's side; every tile's sides are multiples of it.
+        patch: Pixels of the image along a patch's side.
         mean: Of the normalisation, RGB, on a scale of 0 to 1.
         std: Of the normalisation.
         tile: Largest side of a tile, pixels of the image.
         grid: Most tiles along a side of the image.
-        shrink: Tiles are reduced by this factor, which takes away most of what codecs leave.
         jpeg_quality: Then JPEG-compressed in memory, so that files of any codec look alike; None: not.
+        shrink: Tiles are reduced by this factor, which takes away most of what codecs leave.
+        unit: Pixels of the image that tiles' sides are multiples of, itself a multiple of ``patch``; 0 for ``patch``.
     """
 
     patch: int
@@ -37,23 +38,30 @@ class Tiling:
     grid: int
     jpeg_quality: int | None = None
     shrink: float = 1.0
+    unit: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.unit:
+            object.__setattr__(self, "unit", self.patch)
 
     @classmethod
-    def from_preprocessing(cls, preprocessing: Mapping[str, Any], patch: int) -> Tiling:
+    def from_preprocessing(cls, preprocessing: Mapping[str, Any], patch: int, unit: int = 0) -> Tiling:
         """Read a spec's ``preprocessing``; ``exif_orientation`` there is the core's business.
 
         Args:
-            preprocessing: The fields above, without ``patch``.
+            preprocessing: The fields above, without ``patch`` and ``unit``.
             patch: Of the network, pixels of its input.
+            unit: Likewise; 0 for ``patch``.
         """
+        shrink = preprocessing.get("shrink", 1.0)
         options = {key: value for key, value in preprocessing.items() if key != "exif_orientation"}
         options["mean"], options["std"] = tuple(options["mean"]), tuple(options["std"])
-        return cls(patch=round(patch * options.get("shrink", 1.0)), **options)
+        return cls(patch=round(patch * shrink), unit=round(unit * shrink), **options)
 
     @property
     def least(self) -> int:
         """Smallest side of a tile: two patches, because MMD^2 compares patches of an image with each other."""
-        return 2 * self.patch
+        return max(2 * self.patch, self.unit)
 
     def spread(self, image: Image.Image) -> Tensor:
         """Tiles spread evenly over the image, overlapping where it is small: (3 T, h, w) float32, normalised."""
@@ -64,14 +72,19 @@ class Tiling:
 
     def cover(self, image: Image.Image) -> Iterator[tuple[int, int, Tensor]]:
         """Tiles that cover the image without a gap: top, left (multiples of the patch) and (3, h, w)."""
-        columns, rows = (max(self.least, -(-side // self.patch) * self.patch) for side in image.size)
-        step = self.tile // self.patch * self.patch
+        columns, rows = self.covered(image)
+        step = self.tile // self.unit * self.unit
         for top in range(0, rows, step):
             for left in range(0, columns, step):
                 height, width = min(step, rows), min(step, columns)
                 # The last tile of a row or column is moved back inside, to keep its context.
                 y, x = min(top, rows - height), min(left, columns - width)
                 yield y, x, self._tile(image, y, x, height, width)
+
+    def covered(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height of what `cover` covers: the image and what mirrors it beyond its right and lower edges."""
+        width, height = (max(self.least, -(-side // self.unit) * self.unit) for side in image.size)
+        return width, height
 
     def level(self, tile: Image.Image) -> Image.Image:
         """Take away what the file's own codec left: reduce by ``shrink``, then compress as every other tile."""
@@ -81,7 +94,7 @@ class Tiling:
         return tile if self.jpeg_quality is None else reencode(tile, "jpeg", self.jpeg_quality)
 
     def _starts(self, length: int) -> tuple[int, list[int]]:
-        side = min(self.tile, length) // self.patch * self.patch
+        side = min(self.tile, length) // self.unit * self.unit
         count = min(self.grid, -(-length // self.tile))
         if count == 1:
             return side, [(length - side) // 2]

@@ -1,18 +1,18 @@
-"""Train the lite weights from nothing but the data set and the tiny autoencoder.
+"""Train the lite weights from nothing but the data set and CLIP, the teacher.
 
 ::
 
-    python -m detector_zoo_mdmf.training --data ../shared/data --weights-dir ../shared/weights --out run/
+    python -m detector_zoo_mdmf.training --data ../shared/data --teacher clip_vit_b16_visual.safetensors --out run/
 
-Stages, each kept in the work folder and skipped when its file is there: aligned pairs, embedder, tokens, signature
-head. The result is ``lite.safetensors`` and ``lite.yaml``, the fields of its `WeightSpec`.
+Views of every training image, with what the frozen networks make of them, are computed once and kept in the work
+folder. The rest takes a minute: the embedder's map onto the teacher's tokens, the signature head, the calibration. The
+result is ``lite.safetensors`` and ``lite.yaml``, the fields of its `WeightSpec`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,21 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from numpy.typing import NDArray
 
 from detector_zoo.evaluation.metrics import bootstrap
-from detector_zoo_mdmf.cache import pair_sets, row_sets
-from detector_zoo_mdmf.embedder import ConvEmbedder
-from detector_zoo_mdmf.embedding import pretrained_stages, train_embedder
+from detector_zoo_mdmf.distil import fit_map, pretrained_stages
+from detector_zoo_mdmf.distilled import DistilledEmbedder
 from detector_zoo_mdmf.manifest import Row, calibration_slice, read_manifest, selection_slice
 from detector_zoo_mdmf.mmd import SignatureHead
 from detector_zoo_mdmf.model import Network
-from detector_zoo_mdmf.pairs import Pair, make_pairs
-from detector_zoo_mdmf.samples import Sampler
 from detector_zoo_mdmf.signatures import BankRule, TokenSet, choose_bank, platt, score_sets, train_head
+from detector_zoo_mdmf.teacher import load_teacher
 from detector_zoo_mdmf.tiles import Tiling
+from detector_zoo_mdmf.views import View, make_views
 
-__all__ = ["Recipe", "train"]
+__all__ = ["Recipe", "calibrate", "fit_head", "print_slice", "train"]
+
+TEACHER = "clip_vit_b16_visual.safetensors"
 
 PREPROCESSING: dict[str, Any] = {
     "exif_orientation": "ignore",
@@ -44,8 +45,8 @@ PREPROCESSING: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
     "tile": 384,
     "grid": 2,
-    "shrink": 1.5,
-    "jpeg_quality": 80,
+    "shrink": 2.0,
+    "jpeg_quality": 70,
 }
 
 
@@ -54,46 +55,32 @@ class Recipe:
     """Every number that the weights depend on, besides the data.
 
     Attributes:
-        stages: Of the embedder.
-        stem_stride: Of the embedder.
-        pool: Of its tokens.
-        size: Side of the crops that the embedder learns from.
-        level: Whether (1 or 0) those crops are levelled as the detector's tiles are, or left at native resolution.
-        pair_photos: Photographs, drawn at random, that aligned pairs are made of.
-        pairs: Aligned pairs a batch.
-        photos: Single photographs a batch.
-        generated: Single generated images a batch.
-        steps: Batches.
-        learning_rate: Of the embedder.
+        stages: Of the embedder's trunk.
+        block: Of the teacher, whose tokens are learnt.
+        outputs: Of the embedder: how many principal axes of those tokens.
+        ridge: Weight of the map's squared length.
+        laundered: Views of every image beside the equalised one.
         hidden: Widths of phi.
         dim: Of a signature.
         bank: Signatures in the bank.
         bank_rule: How they are chosen.
         head_steps: Of phi's training.
         head_rate: Its learning rate.
-        pair_weight: How often a group of pair tokens is drawn, beside 1 for a collection of the data set.
         inconclusive: Half-width, in log-odds, of the band where no class is named.
         seed: Of everything.
     """
 
-    stages: int = 5
-    stem_stride: int = 2
-    pool: int = 1
-    size: int = 128
-    level: int = 1
-    pair_photos: int = 290
-    pairs: int = 4
-    photos: int = 13
-    generated: int = 13
-    steps: int = 1500
-    learning_rate: float = 2e-3
+    stages: int = 6
+    block: int = 6
+    outputs: int = 128
+    ridge: float = 3e3
+    laundered: int = 2
     hidden: tuple[int, ...] = (128,)
     dim: int = 32
     bank: int = 1024
     bank_rule: BankRule = "herding"
-    head_steps: int = 800
+    head_steps: int = 300
     head_rate: float = 3e-3
-    pair_weight: float = 0.15
     inconclusive: float = 0.5
     seed: int = 0
 
@@ -101,12 +88,7 @@ class Recipe:
     def config(self) -> dict[str, Any]:
         """`WeightSpec.config` of the weights."""
         return {
-            "embedder": {
-                "kind": "conv",
-                "stages": self.stages,
-                "stem_stride": self.stem_stride,
-                "pool": self.pool,
-            },
+            "embedder": {"kind": "distilled", "stages": self.stages, "outputs": self.outputs},
             "head": {"hidden": list(self.hidden), "dim": self.dim, "bank": self.bank},
         }
 
@@ -115,158 +97,135 @@ def train(
     data: Path,
     out: Path,
     *,
-    weights_dir: Path,
+    teacher: Path,
     recipe: Recipe | None = None,
     select: bool = False,
-    workers: int = 1,
+    reference: bool = False,
 ) -> Path:
     """Run every stage.
 
     Args:
         data: Folder with ``manifest.csv``.
         out: Work folder.
-        weights_dir: Folder of the tiny autoencoder's files.
+        teacher: CLIP's image tower, see `load_teacher`.
         recipe: By default the shipped weights' own.
         select: Keep the selection slice out, whole collections and generators, instead of the calibration slice.
-        workers: Processes that launder images.
+        reference: Learn signatures of the teacher's own tokens as well and print what they reach on the slice.
 
     Returns:
         Path of ``lite.safetensors``.
     """
     recipe = recipe or Recipe()
+    torch.manual_seed(recipe.seed)
     rows = read_manifest(data, "train")
     kept_out = selection_slice if select else calibration_slice
-    learn, judge = [r for r in rows if not kept_out(r)], [r for r in rows if kept_out(r)]
     out.mkdir(parents=True, exist_ok=True)
-    photos = [row for row in rows if not row.generated]
-    random.Random(recipe.seed).shuffle(photos)  # noqa: S311 - nothing here is a secret
-    pairs = make_pairs(photos[: recipe.pair_photos], weights_dir, out / "pairs")
-    judged = {row.sha256 for row in judge}
+    embedder = DistilledEmbedder(recipe.stages, recipe.outputs)
+    pretrained_stages(embedder.trunk)
+    # What is kept are half-precision numbers: everything after is learnt on what those give.
+    embedder.trunk.half().float()
+    embedder.eval().requires_grad_(False)
+    views = _views(rows, embedder, teacher, recipe, out)
+    by_hash = {row.sha256: row for row in rows}
+    learn = [view for view in views if not kept_out(by_hash[view.row])]
+    judge = [view for view in views if kept_out(by_hash[view.row]) and view.equalised]
+    explained = fit_map(embedder, learn, recipe.ridge)
+    print(f"map: {explained:.3f} of the variance of the teacher's tokens explained")
+    embedder.map.half().float()
+
+    def own(view: View) -> TokenSet:
+        row = by_hash[view.row]
+        with torch.inference_mode():
+            grid = embedder.map(embedder.context(view.cells.float()[None]))[0]
+        return TokenSet(grid.flatten(1).T.clone(), row.generated, row.source)
+
+    if reference:
+        _reference(recipe, learn, judge, by_hash)
+    head = fit_head(recipe, embedder.dim, [own(view) for view in learn])
+    slice_sets = [own(view) for view in judge]
+    raw = score_sets(head, slice_sets)
+    print_slice("slice", raw, slice_sets)
+    calibration = calibrate(raw, slice_sets, recipe.inconclusive)
     folder = out / ("select" if select else "final")
     folder.mkdir(exist_ok=True)
-    pairs_learn = [pair for pair in pairs if pair.row not in judged]
-    pairs_judge = [pair for pair in pairs if pair.row in judged]
-
-    embedder = _embedder(recipe, learn, pairs_learn, folder, workers)
-    tiling = Tiling.from_preprocessing(PREPROCESSING, embedder.stride * embedder.pool)
-    tokens = _cached(folder / "tokens.pt", lambda: _token_sets(embedder, tiling, learn, pairs_learn))
-    slice_sets = _cached(folder / "slice.pt", lambda: list(row_sets(embedder, tiling, judge, 1, 0, None)))
-    slice_pairs = _cached(folder / "slice_pairs.pt", lambda: list(pair_sets(embedder, tiling, pairs_judge[:40], None)))
-
-    head = fit_head(recipe, embedder.dim, tokens)
-    raw = score_sets(head, slice_sets)
-    generated = np.array([bool(item.generated[0] > 0.5) for item in slice_sets])
-    _print_slice(raw, generated, slice_sets, score_sets(head, slice_pairs), slice_pairs)
-    scale, offset = platt(raw, generated)
-    calibration = {
-        "scale": round(scale, 4),
-        "offset": round(offset, 4),
-        "fitted_on": (
-            f"{int((~generated).sum())} photographs and {int(generated.sum())} generated images of the train split "
-            "that the network did not learn from, formats equalised, classes weighted alike"
-        ),
-        "inconclusive": recipe.inconclusive,
-    }
     return write(Network(embedder, head), recipe, calibration, folder)
 
 
-def _embedder(recipe: Recipe, rows: Sequence[Row], pairs: Sequence[Pair], folder: Path, workers: int) -> ConvEmbedder:
-    embedder = ConvEmbedder(recipe.stages, recipe.stem_stride)
-    path = folder / "embedder.pt"
-    if path.exists():
-        embedder.load_state_dict(torch.load(path, weights_only=True))
-    else:
-        pretrained_stages(embedder)
-        counts = (recipe.pairs, recipe.photos, recipe.generated)
-        levelling = {} if recipe.level else {"shrink": 1.0, "jpeg_quality": None}
-        tiling = Tiling.from_preprocessing(PREPROCESSING | levelling, embedder.stride * recipe.pool)
-        sampler = Sampler(rows, pairs, tiling, size=recipe.size, stride=embedder.stride, counts=counts)
-        train_embedder(
-            embedder,
-            sampler,
-            PREPROCESSING,
-            steps=recipe.steps,
-            learning_rate=recipe.learning_rate,
-            workers=workers,
-            seed=recipe.seed,
-        )
-        torch.save(embedder.state_dict(), path)
-    embedder.pool = recipe.pool
-    # What is kept are half-precision numbers: signatures are learnt on the tokens that those give.
-    kept = embedder.half().float().eval().requires_grad_(False)
-    return kept.to(memory_format=torch.channels_last)
-
-
-def _token_sets(embedder: ConvEmbedder, tiling: Tiling, rows: Sequence[Row], pairs: Sequence[Pair]) -> list[TokenSet]:
-    sets = list(row_sets(embedder, tiling, rows, 1, 1, 64))
-    return sets + list(pair_sets(embedder, tiling, pairs[:100], 64))
-
-
-def _cached(path: Path, make: Any) -> list[TokenSet]:
-    """Token sets from ``path``, or made and written there."""
+def _views(rows: Sequence[Row], embedder: DistilledEmbedder, teacher: Path, recipe: Recipe, out: Path) -> list[View]:
+    """Views of all rows from the work folder, or made and written there."""
+    path = out / f"views-{recipe.stages}-{recipe.block}-{recipe.laundered}.pt"
     if not path.exists():
         start = time.monotonic()
-        sets: Iterable[TokenSet] = make()
-        torch.save([(item.tokens, item.generated, item.group) for item in sets], path)
+        tiling = Tiling.from_preprocessing(PREPROCESSING, embedder.patch)
+        taught = load_teacher(teacher, recipe.block, embedder.patch)
+        made: Iterable[View] = make_views(rows, embedder, taught, tiling, recipe.laundered)
+        torch.save([(view.row, view.equalised, view.cells, view.teacher) for view in made], path)
         print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
-    return [TokenSet(*fields) for fields in torch.load(path, weights_only=True)]
+    return [View(*fields) for fields in torch.load(path, weights_only=True)]
+
+
+def _reference(recipe: Recipe, learn: Sequence[View], judge: Sequence[View], rows: dict[str, Row]) -> None:
+    """Signatures of the teacher's tokens, each number standardised: what a perfect pupil would reach."""
+    sample = torch.cat([view.teacher.float().flatten(1).T for view in learn[::5]])
+    centre, spread = sample.mean(0), sample.std(0) + 1e-4
+
+    def taught(view: View) -> TokenSet:
+        tokens = (view.teacher.float().flatten(1).T - centre) / spread
+        return TokenSet(tokens.half(), rows[view.row].generated, rows[view.row].source)
+
+    head = fit_head(recipe, len(centre), [taught(view) for view in learn])
+    sets = [taught(view) for view in judge]
+    print_slice("teacher's own tokens", score_sets(head, sets), sets)
 
 
 def fit_head(recipe: Recipe, inputs: int, tokens: Sequence[TokenSet]) -> SignatureHead:
     """Learn phi and the bandwidth, then choose the bank among the photographs' patches."""
     torch.manual_seed(recipe.seed)
     head = SignatureHead(inputs, recipe.hidden, recipe.dim, recipe.bank)
-    weights = {item.group: recipe.pair_weight for item in tokens if item.group.startswith("pair")}
-    power = train_head(
-        head,
-        tokens,
-        steps=recipe.head_steps,
-        learning_rate=recipe.head_rate,
-        weights=weights,
-        seed=recipe.seed,
-    )
+    power = train_head(head, tokens, steps=recipe.head_steps, learning_rate=recipe.head_rate, seed=recipe.seed)
     print(f"J = {power:.2f}, bandwidth {head.bandwidth.item():.2f}")
     head.requires_grad_(False)
-    head.set_bank(choose_bank(_photo_signatures(head, tokens), recipe.bank, head.bandwidth, recipe.bank_rule))
+    # A few patches of every view, so that no large picture fills the bank alone; spread over it.
+    photos = [item.tokens[:: max(1, len(item.tokens) // 8)] for item in tokens if not item.generated]
+    signatures = head.phi(torch.cat(photos).float())
+    head.set_bank(choose_bank(signatures, recipe.bank, head.bandwidth, recipe.bank_rule))
     return head.half().float()
 
 
-def _photo_signatures(head: SignatureHead, tokens: Sequence[TokenSet], per_image: int = 16) -> Tensor:
-    """Signatures of a few patches of every photograph, so that no large collection fills the bank alone."""
-    photos = [item for item in tokens if not item.group.startswith("pair") and item.generated[0] < 0.5]
-    signatures: Tensor = head.phi(torch.cat([item.tokens[:per_image] for item in photos]).float())
-    return signatures
+def calibrate(raw: NDArray[np.float64], sets: Sequence[TokenSet], inconclusive: float) -> dict[str, Any]:
+    """Fields of the `Calibration` that turns ``raw``, the scores of ``sets``, into log-odds."""
+    generated = np.array([item.generated for item in sets])
+    scale, offset = platt(raw, generated)
+    return {
+        "scale": round(scale, 4),
+        "offset": round(offset, 4),
+        "fitted_on": (
+            f"{int((~generated).sum())} photographs and {int(generated.sum())} generated images of the train split "
+            "that the network did not learn from, formats equalised, classes weighted alike"
+        ),
+        "inconclusive": inconclusive,
+    }
 
 
-def _print_slice(
-    raw: np.ndarray[Any, Any],
-    generated: np.ndarray[Any, Any],
-    sets: Sequence[TokenSet],
-    pair_raw: np.ndarray[Any, Any],
-    pairs: Sequence[TokenSet],
-) -> None:
+def print_slice(name: str, raw: NDArray[np.float64], sets: Sequence[TokenSet]) -> None:
     """AUROC on the slice, and by the generated images' collection."""
-    print(f"slice: AUROC {bootstrap(generated, raw)} ({(~generated).sum()} real, {generated.sum()} generated)")
-    groups = np.array([item.group for item in sets])
+    generated, groups = np.array([item.generated for item in sets]), np.array([item.group for item in sets])
+    print(f"{name}: AUROC {bootstrap(generated, raw)} ({(~generated).sum()} real, {generated.sum()} generated)")
     for group in sorted(set(groups[generated])):
         chosen = ~generated | (groups == group)
         print(f"  {group}: {bootstrap(generated[chosen], raw[chosen])} ({(groups == group).sum()} generated)")
-    groups = np.array([item.group for item in pairs])
-    for group in sorted(set(groups) - {"pair original"}):
-        chosen = (groups == group) | (groups == "pair original")
-        print(f"  {group}: {bootstrap(groups[chosen] == group, pair_raw[chosen])}")
 
 
 def write(network: Network, recipe: Recipe, calibration: dict[str, Any], folder: Path) -> Path:
     """Write the tensors in half precision, and the fields of their spec beside them.
 
-    Normalisation statistics, the bandwidth and the bank's own term stay in single precision: they are few, and the
-    score is a difference of means that they would shift as a whole.
+    Normalisation statistics, the cells' own, the bandwidth and the bank's own term stay in single precision: they are
+    few, and the score is a difference of means that they would shift as a whole.
     """
     from safetensors.torch import save_file
 
     path = folder / "lite.safetensors"
-    single = ("running_mean", "running_var", "log_bandwidth", "bank_term")
+    single = ("running_mean", "running_var", "embedder.mean", "embedder.std", "log_bandwidth", "bank_term")
     head = network.head
     head.set_bank(head.bank)
     tensors = {
@@ -295,16 +254,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; every field of `Recipe` is an option."""
     parser = argparse.ArgumentParser(description="Train mdmf.lite.")
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
-    parser.add_argument("--weights-dir", type=Path, required=True, help="folder of taef2_encoder.pth and _decoder.pth")
-    parser.add_argument("--out", type=Path, required=True, help="work folder; stages found there are not repeated")
+    parser.add_argument("--teacher", type=Path, help="CLIP ViT-B/16's image tower as safetensors of open_clip's names")
+    parser.add_argument("--weights-dir", type=Path, help=f"folder of {TEACHER}, where --teacher does not name a file")
+    parser.add_argument("--out", type=Path, required=True, help="work folder; views found there are not made again")
     parser.add_argument("--select", action="store_true", help="keep the selection slice out, not the calibration slice")
-    parser.add_argument("--workers", type=int, default=1, help="processes that launder images")
+    parser.add_argument("--reference", action="store_true", help="measure the teacher's own tokens as well")
     for name, value in asdict(Recipe()).items():
-        if not isinstance(value, tuple):
+        if isinstance(value, tuple):
+            parser.add_argument(f"--{name}", type=int, nargs="*", default=value)
+        else:
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = vars(parser.parse_args(argv))
-    paths = {name: options.pop(name) for name in ("data", "out", "weights_dir", "select", "workers")}
-    train(recipe=Recipe(**options), **paths)
+    folder = options.pop("weights_dir")
+    teacher = options.pop("teacher") or (folder / TEACHER if folder else None)
+    if teacher is None:
+        parser.error("--teacher or --weights-dir is needed")
+    run = {name: options.pop(name) for name in ("data", "out", "select", "reference")}
+    options["hidden"] = tuple(options["hidden"])
+    train(teacher=teacher, recipe=Recipe(**options), **run)
 
 
 if __name__ == "__main__":
