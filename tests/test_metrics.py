@@ -234,6 +234,18 @@ def test_perfect_useless_and_constant_scores():
     assert constant["average_precision"].value == 0.5
     assert constant["tpr_at_fpr_5"].value == 0
     assert (constant["real_accuracy"].value, constant["generated_accuracy"].value) == (1, 0)
+    half = constant["balanced_accuracy"]
+    assert half.value == 0.5
+    assert half.low < 0.4 < 0.6 < half.high
+
+
+def test_a_difference_that_few_images_agree_on_is_not_certain():
+    labels = np.array([0, 0, 0, 1])
+    right, wrong = labels - 0.5, 0.5 - labels
+    found = paired(labels, right, wrong, names=("generated_accuracy", "real_accuracy"), resamples=100)
+    assert found["generated_accuracy"].value == -1
+    assert found["generated_accuracy"].high > -0.1
+    assert found["real_accuracy"].high > -0.4
 
 
 def test_intervals_of_few_images_say_so():

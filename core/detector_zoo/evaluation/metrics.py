@@ -48,6 +48,8 @@ __all__ = [
     "tpr_at_fpr",
 ]
 
+_COUNTED = ("tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy", "real_accuracy", "generated_accuracy")
+"""Metrics that are shares of images: all or none of a few does not mean all or none of many."""
 TITLES = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -232,15 +234,16 @@ def _values(threshold: float) -> dict[str, Callable[[ArrayLike, ArrayLike], floa
     }
 
 
-def _interval(value: float, drawn: Floats, images: int) -> Metric:
+def _interval(name: str, value: float, drawn: Floats, images: int) -> Metric:
     """Interval of a value in [0, 1] from its resamples; ``images`` are those that it rests on."""
+    bound = 1 - 0.025 ** (1 / images)  # Clopper and Pearson's, of none or all of ``images``
     if not 0 < value < 1:
-        bound = 1 - 0.025 ** (1 / images)  # Clopper and Pearson's, of none or all of ``images``
         low, high = np.quantile(drawn, (0.025, 0.975))
         return Metric(value, min(float(low), 1 - bound), 1.0) if value else Metric(value, 0.0, max(float(high), bound))
     error = _spread(drawn, images)
     if error == 0:
-        return Metric(value, value, value)
+        # Of one class all are right and of the other none: resamples cannot show how rare the exceptions are.
+        error = bound if name in _COUNTED else 0.0
     logit, half = float(np.log(value / (1 - value))), error / (value * (1 - value))
     low, high = (float(np.exp(-np.logaddexp(0.0, -x))) for x in (logit - half, logit + half))
     return Metric(value, low, high)
@@ -251,12 +254,12 @@ def _spread(drawn: Floats, images: int) -> float:
 
     Resampling n images of a class understates the variance by (n - 1) / n.
     """
+    if images < 2:
+        return float("inf")
     error = float(np.std(drawn, ddof=1))
     # What rounding leaves of equal resamples is no error.
     if error < 1e-12:
         return 0.0
-    if images < 2:
-        return float("inf")
     return error * float(np.sqrt(images / (images - 1)) * _t_quantile(images - 1))
 
 
@@ -305,7 +308,7 @@ def measure(
             noise = float(np.quantile(drawn[name][0], 0.975))
             out[name] = Metric(value, max(value - noise, 0.0), min(value + noise, 1.0))
         else:
-            out[name] = _interval(value, drawn[name][0], _images(name, y))
+            out[name] = _interval(name, value, drawn[name][0], _images(name, y))
     return out
 
 
@@ -343,7 +346,10 @@ def paired(
     out = {}
     for name in names:
         difference = values[1][name](y, columns[1]) - values[0][name](y, columns[0])
-        half = _spread(drawn[1][name] - drawn[0][name], _images(name, y))
+        images = _images(name, y)
+        half = _spread(drawn[1][name] - drawn[0][name], images)
+        if half == 0 and difference and name in _COUNTED:
+            half = 1 - 0.025 ** (1 / images)
         out[name] = Metric(difference, max(difference - half, -1.0), min(difference + half, 1.0))
     return out
 
