@@ -304,29 +304,31 @@ def test_rows_that_are_there_are_not_scored_again(data_set, tmp_path, monkeypatc
     assert run(*options, "--no-equalise").exit_code == 1  # other images, which have to be scored
 
 
-SLOW = """
-import sys, time
+STUCK = """
+import pathlib, sys, time
 from detector_zoo_dummy.detector import Dummy
-score = Dummy.score
-def slowly(self, images):
-    time.sleep(0.25 * len(images))
+score, scored, marker = Dummy.score, [], pathlib.Path(sys.argv[1])
+def stuck_at_the_eighth(self, images):
+    scored.extend(images)
+    if len(scored) >= 8:
+        marker.touch()
+        time.sleep(300)
     return score(self, images)
-Dummy.score = slowly
+Dummy.score = stuck_at_the_eighth
 from detector_zoo.cli import main
-main(sys.argv[1:])
+main(sys.argv[2:])
 """
 
 
 def test_interrupted_eval_goes_on_where_it_stopped(data_set, tmp_path):
     out = tmp_path / "r.json"
     words = ["eval", "-d", "dummy", "--data", str(data_set), "--resamples", "100", "-o", str(out), "--batch-size", "1"]
-    command = [sys.executable, "-c", SLOW, *words, "--workers", "0"]
+    marker, journal = tmp_path / "stuck", tmp_path / "r.predictions.parquet.journal"
+    command = [sys.executable, "-c", STUCK, str(marker), *words, "--workers", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "r.predictions.parquet.journal"
     deadline = time.monotonic() + 100
-    while not journal.exists() and time.monotonic() < deadline:
+    while not marker.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1.6)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
@@ -334,7 +336,7 @@ def test_interrupted_eval_goes_on_where_it_stopped(data_set, tmp_path):
     assert not out.exists()
     with predictions.Journal(journal.with_suffix("")) as kept:
         scored = len(kept)
-    assert 0 < scored < 12
+    assert scored == 7
 
     again = run(*words)
     assert again.exit_code == 0, again.output

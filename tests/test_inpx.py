@@ -470,6 +470,6 @@ def test_without_weights_one_line_says_what_to_do(tag: str, tmp_path: Path) -> N
 
 def test_its_plugin_says_what_it_can_do() -> None:
     (info,) = [info for info in list_detectors() if info.name == "inpx"]
-    assert info.capabilities == {"localize"}
+    assert info.capabilities == {"localize", "train"}
     assert info.card is not None
     assert "0.753" in info.card.read_text("utf-8")

@@ -626,7 +626,8 @@ def test_latents_change_inside_the_mask_only(seed):
     assert torch.equal(changed[..., ~where], latents[..., ~where])
     inside, old = changed[..., where], latents[..., where]
     if how == "splice; strength=1.00":
-        torch.testing.assert_close(inside, lent[..., where])
+        # The strength is told to two digits: up to half a hundredth of the old latents may be left.
+        torch.testing.assert_close(inside, lent[..., where], atol=0.05, rtol=0)
     elif how == "shuffle":
         assert torch.equal(inside.sort(dim=-1).values, old.sort(dim=-1).values)
     elif how == "keep":
