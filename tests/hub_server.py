@@ -5,11 +5,13 @@
         os.environ["HF_ENDPOINT"] = hub.url
 
 It keeps every commit, so that a pinned revision can be told from a branch. Beside repositories it serves plain files
-(`put`), for downloads that have nothing to do with the Hub.
+(`put`), for downloads that have nothing to do with the Hub. Repositories can be made and committed to by whoever has
+`writer`; large files go the way of LFS, because Xet would need a second kind of server (HF_HUB_DISABLE_XET=1).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -31,6 +33,7 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     token: str | None = None
     """Who may read it; None for everybody."""
+    private: bool = False
 
 
 @dataclass
@@ -57,6 +60,9 @@ class HubServer:
         corrupt: Bodies of the announced length, but with every byte inverted.
         ranges: Whether Range requests are honoured.
         status: If set, what every request is answered with.
+        writer: The token that may write.
+        bad_card: What the Hub has against a card's front matter, if anything.
+        cards: Those that it was asked about.
     """
 
     def __init__(self) -> None:
@@ -69,6 +75,10 @@ class HubServer:
         self.corrupt = False
         self.ranges = True
         self.status: int | None = None
+        self.writer = "hf_writer"
+        self.bad_card: str | None = None
+        self.cards: list[str] = []
+        self.large: dict[str, bytes] = {}
         self.ending = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -128,6 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         """Tests look at `HubServer.requests` instead."""
 
@@ -140,8 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.request_ = Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         self.hub.requests.append(self.request_)
+        body = self._body()
         if self.hub.status is not None:
             self._fail(self.hub.status, "", "told to fail")
+        elif self.command in ("POST", "PUT"):
+            self._write(path, body)
         elif path in self.hub.redirects:
             self._send(302, b"", {"Location": self.hub.redirects[path]})
         elif path in self.hub.files:
@@ -153,6 +172,71 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve(*found.groups())
         else:
             self._fail(404, "", "nothing here")
+
+    def _body(self) -> bytes:
+        """What came with the request; in chunks, where its length was not known beforehand."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _write(self, path: str, body: bytes) -> None:
+        if found := re.fullmatch(r"/large/([0-9a-f]{64})", path):  # whoever has the address may, as with S3
+            good = hashlib.sha256(body).hexdigest() == found[1]
+            if good:
+                self.hub.large[found[1]] = body
+            self._send(200 if good else 400, b"", {})
+        elif not (authorization := self.headers.get("Authorization")):
+            self._fail(401, "", "Invalid username or password.")
+        elif path == "/api/validate-yaml":
+            self.hub.cards.append(json.loads(body)["content"])
+            errors = [{"message": self.hub.bad_card}] if self.hub.bad_card else []
+            self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
+        elif authorization != f"Bearer {self.hub.writer}":
+            self._fail(403, "", "You don't have the rights to create a model under the namespace.")
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            known = name in self.hub.repos
+            private = bool(asked.get("private")) or asked.get("visibility") == "private"
+            self.hub.repos.setdefault(name, Repo(private=private))
+            self._json({"url": f"{self.hub.url}/{name}"}, 409 if known else 200)
+        elif found := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+            modes = [
+                (file["path"], "lfs" if file["path"].endswith(".safetensors") else "regular")
+                for file in json.loads(body)["files"]
+            ]
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes]
+            self._json({"files": files})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for wanted in objects:
+                wanted["actions"] = {"upload": {"href": f"{self.hub.url}/large/{wanted['oid']}"}}
+            self._json({"transfer": "basic", "objects": objects})
+        elif found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+            commit = self.hub.commit(found[1], self._operations(body))
+            url = f"{self.hub.url}/{found[1]}/commit/{commit}"
+            self._json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
+        else:
+            self._fail(404, "", "nothing here")
+
+    def _operations(self, body: bytes) -> dict[str, bytes]:
+        """The files of a commit, one a line of JSON."""
+        files = {}
+        for item in map(json.loads, body.splitlines()):
+            value = item["value"]
+            if item["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
+        return files
+
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _info(self, name: str, revision: str) -> None:
         commit = self._commit(name, revision)

@@ -227,8 +227,13 @@ def test_train_then_calibrate_on_the_command_line(toys: ToySet, installed: Path,
     assert (row["detector"], row["weights"], row["label"]) == ("toy", "mine", "real")
     assert row["threshold"] == found.threshold
     assert json.loads(zoo(*score).stdout)["threshold"] == loaded.threshold
+    evaluated = ["eval", "-d", "toy", "--weights", run, "--data", data, "--device", "cpu", "--resamples", 100]
+    done = zoo(*evaluated, "--predictions", tmp_path / "rows.jsonl", "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert [one["weights_sha256"] for one in json.loads(done.stdout)["detectors"]] == [loaded.weights_sha256]
     for wrong, message in (
         (["score", "-d", "all", "--weights", run, photos], "are for one detector"),
+        (["eval", "-d", "all", "--weights", run, "--data", data], "is for one detector"),
         (["score", "-d", "dummy", "-d", "toy", "--calibration", file, photos], "are for one detector"),
         ([*score, "--calibration", file, "--threshold", "0"], "leave --threshold out"),
     ):
@@ -264,7 +269,7 @@ def test_what_is_wrong_on_the_command_line_is_one_line(toys: ToySet, installed: 
 def test_every_method_that_says_so_has_recipes_and_a_class_that_trains() -> None:
     plugins.catalogue.cache_clear()
     registry.registry.cache_clear()
-    infos = [info for info in plugins.list_detectors() if "train" in info.capabilities and info.name != "mdmf"]
+    infos = [info for info in plugins.list_detectors() if "train" in info.capabilities]
     for info in infos:
         assert isinstance(import_target(info), Trainable)
         assert {"paper", "lite"} <= set(recipes.names(recipes.folder_of(info)))

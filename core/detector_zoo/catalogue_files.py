@@ -14,7 +14,11 @@ from typing import Any
 
 from detector_zoo.errors import WeightsError
 
-__all__ = ["read"]
+__all__ = ["SPEC_FILE", "WEIGHTS_FILE", "read"]
+
+WEIGHTS_FILE = "weights.safetensors"
+SPEC_FILE = "weights.yaml"
+"""A catalogue of one entry, in the folder of the file that it describes: what a training leaves, and the Hub holds."""
 
 
 def read(path: Path, cache: Path | None = None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import IO, Any
 
 from detector_zoo.convert import check, one_line, os_error
 from detector_zoo.errors import WeightsError
+from detector_zoo.hub_errors import explain, offline
+from detector_zoo.hub_specs import LARGEST
 from detector_zoo.weight_specs import WeightSpec, loopback
 
 __all__ = ["from_hub", "from_url", "offline"]
@@ -29,11 +30,6 @@ _ATTEMPTS = 3
 
 _Advance = Callable[[int, int | None], None]
 """Told the bytes at hand and, where known, of how many."""
-
-
-def offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` forbids the network; it holds for every server, not only for the Hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def from_hub(spec: WeightSpec, *, progress: bool) -> Path:
@@ -59,9 +55,10 @@ def from_hub(spec: WeightSpec, *, progress: bool) -> Path:
             return _checked_by_name(spec, Path(hf_hub_download(repo, filename, revision=spec.revision)))
     except WeightsError:
         raise
-    # Which exceptions come is up to the versions of huggingface_hub, its HTTP client and hf_xet.
     except Exception as error:
-        raise _hub_error(spec, repo, filename, error) from error
+        by_hand = f"or {_by_hand(spec)}"
+        missing = "only safetensors are read, never a pickle: ask its publisher for them" if "/" in spec.name else None
+        raise explain(error, spec.name, repo, filename, spec.revision, by_hand=by_hand, missing=missing) from error
 
 
 def _fits(spec: WeightSpec, path: Path) -> bool:
@@ -85,6 +82,8 @@ def _checked_by_name(spec: WeightSpec, path: Path) -> Path:
 def _check_offer(spec: WeightSpec, what: str, size: int | None, etag: str | None) -> None:
     if spec.bytes is not None and size is not None and size != spec.bytes:
         raise WeightsError(f"{spec.name}: {what} has {size} bytes, expected {spec.bytes}: another file, or changed")
+    if spec.bytes is None and size is not None and size > LARGEST:
+        raise WeightsError(f"{spec.name}: {what} has {size} bytes, at most {LARGEST} are fetched of an unknown file")
     if etag is None or not _SHA256.fullmatch(etag):
         return
     expected = spec.sha256 or spec.sha256_prefix
@@ -108,50 +107,11 @@ def _hub_bars(progress: bool) -> Iterator[None]:
 
 def _by_hand(spec: WeightSpec) -> str:
     """What a user can do where this machine cannot; the sentence of the catalogue in the middle of another."""
+    if "/" in spec.name:  # a reference, which no catalogue has: the Hub's own tools carry it over
+        owner, name, _ = spec.place.split("/", 2)
+        return f"on another machine: hf download {owner}/{name} --revision {spec.revision}; then copy its HF_HOME here"
     how = spec.how_to_get or "download it elsewhere"
     return f"{how[:1].lower()}{how[1:]}; then run: zoo weights import {spec.name} FILE"
-
-
-def _hub_error(spec: WeightSpec, repo: str, filename: str, error: Exception) -> WeightsError:
-    from huggingface_hub import constants, errors
-
-    by_hand = f"or {_by_hand(spec)}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return WeightsError(
-            f"{spec.name}: {repo} is gated on the Hub and this account has no access ({status})",
-            hint=f"accept its conditions at {constants.ENDPOINT}/{repo}, then `hf auth login` or set HF_TOKEN",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return WeightsError(f"{spec.name}: {repo} on the Hub has no revision {spec.revision}", hint=by_hand)
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return WeightsError(
-            f"{spec.name}: the Hub has no repository {repo}, or it is private ({status})",
-            hint="if it is private: `hf auth login`, or set HF_TOKEN",
-        )
-    if isinstance(error, errors.EntryNotFoundError) and status == 404:
-        return WeightsError(
-            f"{spec.name}: {repo} on the Hub has no file {filename} at revision {spec.revision}", hint=by_hand
-        )
-    if status in {401, 403}:
-        return WeightsError(
-            f"{spec.name}: the Hub refuses access to {repo} ({status})", hint="`hf auth login`, or set HF_TOKEN"
-        )
-    if offline():
-        return WeightsError(
-            f"{spec.name}: {repo}/{filename} is not in the cache, and HF_HUB_OFFLINE forbids fetching it",
-            hint=f"unset HF_HUB_OFFLINE, {by_hand}",
-        )
-    if status is not None:
-        return WeightsError(f"{spec.name}: {constants.ENDPOINT} answered {status} for {repo}/{filename}", hint=by_hand)
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return os_error(Path(os.fsdecode(error.filename)), error, variable="HF_HOME")
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return os_error(Path(constants.HF_HUB_CACHE), error, variable="HF_HOME")
-    return WeightsError(
-        f"{spec.name}: cannot fetch {repo}/{filename} from {constants.ENDPOINT}: {one_line(error)}",
-        hint=f"check the network and HF_ENDPOINT, {by_hand}",
-    )
 
 
 class _BrokenOffError(Exception):

@@ -15,7 +15,9 @@ from detector_zoo.errors import ZooError
 def target(folder: Path, path: str, sha256: str, detector: str) -> Path:
     """Where an overlay goes: the image's own name for people, its hash so that two names cannot collide."""
     stem = re.sub(r"[^\w.-]+", "_", PurePath(path).stem).lstrip(".")[:80] or "image"
-    return folder / f"{stem}.{sha256[:8]}.{detector}.png"
+    # A reference to the Hub has slashes, and may be too long for a file's name.
+    name = detector if "/" not in detector else re.sub(r"[^\w.@-]+", "_", detector)[:120]
+    return folder / f"{stem}.{sha256[:8]}.{name}.png"
 
 
 def overlay(image: Image.Image, heat: NDArray[np.float32], opacity: float = 0.6) -> Image.Image:

@@ -25,6 +25,7 @@ __all__ = [
     "Registry",
     "Result",
     "WeightSpec",
+    "is_reference",
     "load_file",
     "lookup",
     "registry",
@@ -78,6 +79,11 @@ def registry() -> Registry:
     return Registry(specs, tuple(problems))
 
 
+def is_reference(name: str) -> bool:
+    """Whether a name is a reference to the Hub, and not one of a catalogue, which never has a slash."""
+    return "/" in name or name.startswith(("hub:", "hf:"))
+
+
 def specs_of(method: str) -> list[WeightSpec]:
     """The known weights of a method, by name; also of a method that no installed plugin provides."""
     return [spec for name, spec in sorted(registry().specs.items()) if spec.method == method]
@@ -88,7 +94,7 @@ def resolve(name: str) -> tuple[DetectorInfo, WeightSpec | None]:
 
     Args:
         name: ``method``, which stands for its default weights, or ``method.tag``; ``@variant`` after either names
-            another of the weights' preprocessings.
+            another of the weights' preprocessings. Or a reference to the Hub, see `detector_zoo.hub_refs`.
 
     Returns:
         The detector and its weights; None for a detector that needs none.
@@ -96,7 +102,12 @@ def resolve(name: str) -> tuple[DetectorInfo, WeightSpec | None]:
     Raises:
         UnknownDetectorError: If no installed plugin provides the method, no weights of that tag are known, or they
             have no such variant.
+        WeightsError: If a reference cannot be followed, or not to what it should be.
     """
+    if is_reference(name):
+        from detector_zoo import hub_refs  # here, because `zoo list` needs none of it
+
+        return hub_refs.resolve(name)
     full, at, variant = name.partition("@")
     method, dot, tag = full.partition(".")
     info = catalogue().detectors.get(method)
@@ -123,11 +134,16 @@ def lookup(name: str) -> WeightSpec:
     """Find weights, those of a backbone or of a method without an installed plugin included.
 
     Args:
-        name: ``method.tag``, or ``method`` for the default weights of an installed detector.
+        name: ``method.tag``, or ``method`` for the default weights of an installed detector, or a reference to the Hub.
 
     Raises:
         UnknownDetectorError: If there are none of that name.
+        WeightsError: If a reference cannot be followed, or not to what it should be.
     """
+    if is_reference(name):
+        from detector_zoo import hub_refs
+
+        return hub_refs.resolve(name)[1]
     info = catalogue().detectors.get(name)
     if info is not None and info.default_tag is None and not specs_of(name):
         raise UnknownDetectorError(f"{name} works without weights")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from detector_zoo import catalogue_files
 from detector_zoo.errors import WeightsError
+from detector_zoo.spec_forms import LOWER, SOURCES, WORD, is_hex, is_name, loopback
 
 __all__ = ["SCHEMA_VERSION", "Calibration", "Result", "WeightSpec", "load_file", "loopback", "parse", "suggest"]
 
@@ -162,7 +163,7 @@ class WeightSpec:
     @property
     def pinned(self) -> bool:
         """Whether ``revision`` is a commit, not a branch that may move."""
-        return _is_hex(self.revision or "", 40, 40)
+        return is_hex(self.revision or "", 40, 40)
 
 
 def load_file(path: Path, cache: Path | None = None) -> dict[str, WeightSpec]:
@@ -203,7 +204,7 @@ def parse(name: Any, raw: Any, path: Path) -> WeightSpec:
         WeightsError: If anything is not as it should be.
     """
     where = f"{path}: {name}"
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or not is_name(name):
         raise WeightsError(f"{where}: a name has the form method.tag, of lower-case letters, digits and underscores")
     kind = "backbone" if name.startswith("backbone.") else "detector"
     spec: WeightSpec = _build(WeightSpec, raw, _SPEC, where, {"name": name, "kind": kind, "origin": str(path)})
@@ -223,50 +224,6 @@ def suggest(name: str, known: Iterable[str], prefix: str = "") -> str | None:
     close = get_close_matches(name, list(known), n=3)
     return f"did you mean {', '.join(prefix + match for match in close)}?" if close else None
 
-
-# Checked by hand: every catalogue is read by `zoo list`, which should not wait for a dozen patterns to be compiled.
-_HEX = frozenset("0123456789abcdef")
-_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
-_WORD = _LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ.-")
-
-
-def _is_hex(text: str, shortest: int, longest: int) -> bool:
-    return shortest <= len(text) <= longest and _HEX.issuperset(text)
-
-
-def _is_name(text: str) -> bool:
-    method, _, tag = text.partition(".")
-    lower = _LOWER.issuperset(method) and _LOWER.issuperset(tag)
-    return lower and method[:1].isalpha() and tag[:1].isalnum()
-
-
-def _stays_inside(path: str) -> bool:
-    """Whether a relative path of / and names, none of which leads up or away."""
-    return not any(character in path for character in "\\\0") and all(
-        part not in {"", ".", ".."} for part in path.split("/")
-    )
-
-
-def _is_package(place: str) -> bool:
-    package, _, path = place.partition("/")
-    return all(part.isidentifier() for part in package.split(".")) and _stays_inside(path)
-
-
-def _is_hub(place: str) -> bool:
-    org, repo, path = [*place.split("/", 2), "", ""][:3]
-    return all(name and _WORD.issuperset(name) for name in (org, repo)) and _stays_inside(f"{org}/{repo}/{path}")
-
-
-def _is_url(place: str) -> bool:
-    return place.startswith(("http://", "https://")) and not any(c.isspace() for c in place)
-
-
-_SOURCES: Mapping[str, Callable[[str], bool]] = {
-    "package": _is_package,
-    "hub": _is_hub,
-    "url": _is_url,
-    "file": lambda place: not place,
-}
 
 _Reader = Callable[[Any, str], Any]
 
@@ -321,7 +278,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def _variants(value: Any, where: str) -> dict[str, dict[str, Any]]:
     named = _mapping(value, where)
     for name in named:
-        if not (name and _LOWER.issuperset(name)):
+        if not (name and LOWER.issuperset(name)):
             raise _expected("names of lower-case letters, digits and underscores", name, where)
     return {name: _mapping(constants, f"{where}: {name}") for name, constants in named.items()}
 
@@ -337,20 +294,13 @@ def _matching(valid: Callable[[str], bool], what: str) -> _Reader:
 
 def _source(value: Any, where: str) -> str:
     scheme, colon, place = value.partition(":") if isinstance(value, str) else ("", "", "")
-    valid = _SOURCES.get(scheme) if colon else None
+    valid = SOURCES.get(scheme) if colon else None
     if valid is None or not valid(place):
         forms = "package:module/path, hub:org/repo/path, url:https://..., file: or null"
         raise _expected(f"{forms}, with no path that leaves its place", value, where)
     if scheme == "url" and not (place.startswith("https:") or loopback(place)):
         raise _expected("an https address", value, where)
     return str(value)
-
-
-def loopback(url: str) -> bool:
-    """Whether an address is on this machine, where plain http is good enough: tests, local mirrors."""
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
 
 
 def _interval(value: Any, where: str) -> tuple[float, float]:
@@ -388,13 +338,13 @@ _RESULT: Mapping[str, _Reader] = {
 _SPEC: Mapping[str, _Reader] = {
     **dict.fromkeys(("summary", "why", "how_to_get", "licence", "trained_on"), _text),
     "source": _optional(_source),
-    "revision": _optional(_matching(lambda v: bool(v) and (_WORD | {"/"}).issuperset(v), "a commit or a branch")),
-    "sha256": _optional(_matching(lambda v: _is_hex(v, 64, 64), "64 hexadecimal digits in quotes")),
-    "sha256_prefix": _optional(_matching(lambda v: _is_hex(v, 16, 63), "16 to 63 hexadecimal digits in quotes")),
-    "md5": _optional(_matching(lambda v: _is_hex(v, 32, 32), "32 hexadecimal digits in quotes")),
+    "revision": _optional(_matching(lambda v: bool(v) and (WORD | {"/"}).issuperset(v), "a commit or a branch")),
+    "sha256": _optional(_matching(lambda v: is_hex(v, 64, 64), "64 hexadecimal digits in quotes")),
+    "sha256_prefix": _optional(_matching(lambda v: is_hex(v, 16, 63), "16 to 63 hexadecimal digits in quotes")),
+    "md5": _optional(_matching(lambda v: is_hex(v, 32, 32), "32 hexadecimal digits in quotes")),
     "bytes": _optional(_size),
     "format": _matching(lambda v: v in {"safetensors", "pth"}, "safetensors or pth"),
-    "backbone": _optional(_matching(lambda v: v.startswith("backbone.") and _is_name(v), "backbone.name")),
+    "backbone": _optional(_matching(lambda v: v.startswith("backbone.") and is_name(v), "backbone.name")),
     "config": _mapping,
     "preprocessing": _mapping,
     "variants": _variants,

@@ -58,18 +58,25 @@ def _folder() -> Path:
     return zoo_home() / "weights"
 
 
+def _stem(name: str) -> str:
+    """A name of weights as that of a file: a catalogue's as it is, a reference to the Hub without slash and labels."""
+    from urllib.parse import quote
+
+    return quote(name.partition("#")[0], safe="") if "/" in name else name
+
+
 def converted_path(name: str) -> Path:
     """Where weights are kept that the Hub's cache does not keep: converted, downloaded or imported ones."""
-    return _folder() / f"{name}.safetensors"
+    return _folder() / f"{_stem(name)}.safetensors"
 
 
 def part_path(name: str) -> Path:
     """Where a download that is not complete waits for its rest."""
-    return _folder() / f"{name}.part"
+    return _folder() / f"{_stem(name)}.part"
 
 
 def _record_path(name: str) -> Path:
-    return _folder() / f"{name}.json"
+    return _folder() / f"{_stem(name)}.json"
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def lock(name: str) -> Iterator[None]:
     """
     from filelock import FileLock
 
-    path = _folder() / f".{name}.lock"
+    path = _folder() / f".{_stem(name)}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(path)

@@ -9,6 +9,7 @@ import click
 
 from detector_zoo import __version__
 from detector_zoo.errors import ZooError
+from detector_zoo.plain import one_line, plain
 
 COMMANDS = (
     "list",
@@ -18,6 +19,8 @@ COMMANDS = (
     "plugins",
     "train",
     "calibrate",
+    "push",
+    "lock",
     "audit",
     "data",
     "eval",
@@ -47,14 +50,25 @@ class _Zoo(click.Group):
         try:
             return super().invoke(ctx)
         except ZooError as error:
-            if ctx.params.get("debug"):
-                import traceback
-
-                traceback.print_exc()
-            click.echo(f"Error: {error}", err=True)
-            if error.hint:
-                click.echo(f"Hint: {error.hint}", err=True)
+            self.tell(ctx, str(error), error.hint)
             ctx.exit(error.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        # A mistake of ours, or of a plugin where nobody thought that it could be made.
+        except Exception as error:  # noqa: BLE001
+            hint = "zoo --debug shows where; please report it"
+            self.tell(ctx, f"unexpected {type(error).__name__}: {one_line(error)}", hint)
+            ctx.exit(1)
+
+    @staticmethod
+    def tell(ctx: click.Context, message: str, hint: str | None) -> None:
+        if ctx.params.get("debug"):
+            import traceback
+
+            traceback.print_exc()
+        click.echo(f"Error: {plain(message)}", err=True)
+        if hint:
+            click.echo(f"Hint: {plain(hint)}", err=True)
 
 
 @click.group(cls=_Zoo, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from detector_zoo.cli import lock
+
 if TYPE_CHECKING:
     from detector_zoo.evaluation.audits import Audit
     from detector_zoo.evaluation.samples import Sample
@@ -45,6 +47,7 @@ _equalise = click.option(
     help="Give both classes one codec history and sizes first.",
 )
 _output = _stack(
+    lock.option,
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute."),
     click.option(
         "--format",
@@ -60,6 +63,7 @@ _output = _stack(
     click.option("--skip-bad", is_flag=True, help="Record files that cannot be used and go on."),
 )
 _sampling = _stack(
+    click.option("--absolute-paths", is_flag=True, help="Let a manifest's paths lead out of its folder."),
     click.option("--split", metavar="NAME", help="Only this split of the set."),
     click.option("--kind", metavar="NAME", help="Of the generated images only this kind, such as inpaint."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N images a class, drawn by --seed."),
@@ -76,6 +80,7 @@ class _Run:
     output: Path | None
     skip_bad: bool
     device: str
+    absolute_paths: bool = False
     split: str | None = None
     kind: str | None = None
     limit: int | None = None
@@ -97,7 +102,7 @@ class _Run:
         from detector_zoo.evaluation.datasets import load
         from detector_zoo.evaluation.in_memory import subset
 
-        found = load(place, split=self.split, skip_bad=self.skip_bad)
+        found = load(place, split=self.split, skip_bad=self.skip_bad, absolute_paths=self.absolute_paths)
         self.bad = tuple(f"{bad.name}: {bad.cause}" for bad in found.bad)
         kept = [s for s in found.samples if self.kind in (None, s.kind) or not s.generated]
         if not any(s.generated for s in kept) and any(s.generated for s in found.samples):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from detector_zoo.cli import lock
+
 
 @click.command("calibrate")
 @click.option("-d", "--detector", required=True, metavar="NAME", help="method, method.tag or method.tag@variant.")
@@ -36,6 +38,7 @@ import click
     required=True,
     help="JSON, for zoo score --calibration.",
 )
+@lock.option
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
 def command(
     detector: str, weights: Path | None, places: tuple[str, ...], fpr: float, output: Path, device: str

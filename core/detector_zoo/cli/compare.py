@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 @click.command("compare")
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
-@click.option("--format", "layout", type=click.Choice(["table", "json", "md"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "md"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
 @click.option("--resamples", type=click.IntRange(100), default=2000, show_default=True, help="Of the bootstrap.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
 def command(first: str, second: str, layout: str, resamples: int, seed: int) -> None:
     """Compare two runs of zoo eval on the images that both scored: second minus first, with paired intervals.
 
     RUN is a results.json or a report's folder; RUN:DETECTOR names one of several detectors. Without names, the
-    detectors of equal names are compared.
+    detectors of equal names are compared. Images on which one of the two abstains are left out.
     """
     from detector_zoo.cli.table import columns
     from detector_zoo.evaluation.compare import compare, counterparts
@@ -35,8 +42,10 @@ def command(first: str, second: str, layout: str, resamples: int, seed: int) -> 
     for index, comparison in enumerate(found):
         head = ["metric", comparison.first, comparison.second, "difference", "verdict"]
         told = f"{comparison.real} real and {comparison.generated} generated images that both scored"
+        if comparison.few:
+            told += " (few: do not believe the intervals)"
         if comparison.left_out:
-            told += f"; {comparison.left_out} that only one did are left out"
+            told += f"; left out, as only one did: {comparison.left_out}"
         if index:
             click.echo()
         click.echo(told)

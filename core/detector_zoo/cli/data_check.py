@@ -16,7 +16,14 @@ SHOWN = 20
 
 @click.command("check")
 @click.argument("place", metavar="SET")
-@click.option("--format", "layout", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
 @click.option("--absolute-paths", is_flag=True, help="Let a manifest's paths lead out of its folder.")
 def command(place: str, layout: str, absolute_paths: bool) -> None:
     """Count a data set's images, formats and sizes, and find images that come twice.
@@ -36,7 +43,7 @@ def command(place: str, layout: str, absolute_paths: bool) -> None:
         for line in _text(found):
             click.echo(line)
     if found.leaks or found.bad:
-        click.echo(f"{len(found.leaks)} leaks, {len(found.bad)} images that cannot be used", err=True)
+        click.echo(f"leaks: {len(found.leaks)}, images that cannot be used: {len(found.bad)}", err=True)
         raise SystemExit(1)
 
 

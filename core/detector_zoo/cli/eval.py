@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from detector_zoo.cli import lock
 from detector_zoo.cli.score import size
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ LAYOUTS = ("table", "json", "csv", "md")
 @click.option(
     "-d", "--detector", "detectors", multiple=True, metavar="NAME", help="Score with it first; repeatable, or all."
 )
+@click.option(
+    "--weights",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Folder that `zoo train` wrote, instead of weights of the catalogue; with one --detector.",
+)
 @click.option("--data", "place", required=True, metavar="SET", help="Labelled data set: folder, manifest, hf:NAME.")
 @click.option("--split", metavar="NAME", help="Only this split of the set.")
 @click.option(
@@ -43,6 +51,13 @@ LAYOUTS = ("table", "json", "csv", "md")
     default="generator",
     show_default=True,
     help="What to tell generated images apart by.",
+)
+@click.option(
+    "--fuse",
+    "fusion",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Add one score of several detectors: a fitted fusion, or a report that holds one (docs/lite-report.json).",
 )
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Folder for the HTML report.")
 @click.option(
@@ -60,6 +75,7 @@ LAYOUTS = ("table", "json", "csv", "md")
 @click.option("--absolute-paths", is_flag=True, help="Let a manifest's paths lead out of its folder.")
 @click.option("--resamples", type=click.IntRange(100), default=2000, show_default=True, help="Of the bootstrap.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@lock.option
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--memory", callback=size, metavar="SIZE", help="What a forward pass may take, e.g. 500MB.")
@@ -68,10 +84,12 @@ LAYOUTS = ("table", "json", "csv", "md")
 def command(
     predictions: tuple[Path, ...],
     detectors: tuple[str, ...],
+    folder: Path | None,
     place: str,
     split: str | None,
     equalise: bool,
     by: By,
+    fusion: Path | None,
     report: Path | None,
     audits: tuple[Path, ...],
     output: Path | None,
@@ -99,6 +117,8 @@ def command(
 
     if bool(predictions) == bool(detectors):
         raise click.UsageError("give prediction files, or detectors by --detector")
+    if folder and (len(detectors) != 1 or detectors == ("all",)):
+        raise click.UsageError("--weights is for one detector: name it with --detector")
     if output and output.suffix.lower() not in (".json", ".csv", ".md"):
         raise click.UsageError(f"{output}: results are written as .json, .csv or .md")
     if audits and not report:
@@ -112,11 +132,15 @@ def command(
         click.echo(f"Left out: {bad.name}: {bad.cause}", err=True)
     loaded: list[LoadedDetector] = []
     if detectors:
-        loaded = _load(detectors, device=device, memory=memory, precision=precision)
+        loaded = _load(detectors, folder, device=device, memory=memory, precision=precision)
         where = _predictions_file(kept, output, report, data, equalise)
         rows = _score(data, loaded, where, equalise, batch_size, workers)
     else:
         rows = merge(predictions)
+    if fusion:
+        from detector_zoo.evaluation.fusion import read
+
+        rows = [*rows, *read(fusion).rows(rows)]
     results = evaluate(data, rows, by=by, resamples=resamples, seed=seed)
     if output:
         write_text(output, _as_text(results, output.suffix.lower()[1:]))
@@ -130,13 +154,17 @@ def command(
     errors = sum(one.counts.errors for one in results.detectors)
     missing = sum(one.counts.missing for one in results.detectors)
     if missing:
-        click.echo(f"{missing} images have no prediction", err=True)
+        click.echo(f"Images without a prediction: {missing}", err=True)
     if errors:
-        click.echo(f"{errors} images could not be scored", err=True)
+        click.echo(f"Images that could not be scored: {errors}", err=True)
         raise SystemExit(1)
 
 
-def _load(names: tuple[str, ...], **options: Any) -> list[LoadedDetector]:
+def _load(names: tuple[str, ...], folder: Path | None, **options: Any) -> list[LoadedDetector]:
+    if folder:
+        from detector_zoo.training.artifact import load_detector
+
+        return [load_detector(folder, method=names[0], **options)]
     from detector_zoo.loading import load, select
 
     chosen, skipped = select(names)
@@ -213,6 +241,6 @@ def _as_text(results: Results, layout: str) -> str:
         lines += [f"{one.name}: {note}" for note in [one.note] if note]
         if one.abstained:
             lines.append(
-                f"{one.name}: abstains on {len(one.abstained)} images, which are in no figure but the one that says so"
+                f"{one.name}: images on which it abstains: {len(one.abstained)}; in no figure but the one that says so"
             )
     return "\n".join(lines) + "\n"

@@ -12,20 +12,28 @@ from typing import Any
 import click
 
 from detector_zoo import weights
+from detector_zoo.cli import lock
 from detector_zoo.info import DetectorInfo
+from detector_zoo.plain import plain
 from detector_zoo.registry import Result, WeightSpec, resolve, specs_of
+
+CARD_LIMIT = 200_000
+"""Characters of a card that are read; ours have a tenth of it."""
+SHOWN_LIMIT = 8_000
+"""Characters of its limits that are shown."""
 
 
 @click.command("info")
 @click.argument("name")
+@lock.option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with every field.")
 def command(name: str, as_json: bool) -> None:
     """Show everything about one detector: paper, weights, measured results, limits, citation.
 
-    NAME is a method (all its weights) or method.tag (only those).
+    NAME is a method (all its weights), method.tag (only those), or a reference to the Hub, hub:org/name.
     """
     info, chosen = resolve(name)
-    specs = [chosen] if chosen and "." in name else specs_of(info.name)
+    specs = [chosen] if chosen and ("." in name or "/" in name) else specs_of(info.name)
     specs.sort(key=lambda spec: spec.tag != info.default_tag)
     if as_json:
         facts = asdict(info) | {"capabilities": sorted(info.capabilities)}
@@ -33,7 +41,9 @@ def command(name: str, as_json: bool) -> None:
         facts["limits"] = _limits(info)
         click.echo(json.dumps(facts, indent=2, default=str))
         return
-    click.echo("\n".join(_lines(info, specs)))
+    for line in _lines(info, specs):  # a stranger's text may hold what moves the cursor
+        for part in line.split("\n"):
+            click.echo(plain(part))
 
 
 def _lines(info: DetectorInfo, specs: list[WeightSpec]) -> Iterator[str]:
@@ -100,5 +110,11 @@ def _limits(info: DetectorInfo) -> str:
     """The section "Limits" of the model card."""
     if info.card is None or not info.card.is_file():
         return ""
-    found = re.search(r"^## Limits.*?\n(.*?)(?=^## |\Z)", info.card.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return found[1].strip() if found else ""
+    try:
+        with info.card.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(CARD_LIMIT)
+    except OSError as error:
+        return f"the card cannot be read: {error.strerror or error}"
+    found = re.search(r"^## Limits.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    limits = found[1].strip() if found else ""
+    return limits if len(limits) <= SHOWN_LIMIT else f"{limits[:SHOWN_LIMIT]}\n... and more: {info.card}"

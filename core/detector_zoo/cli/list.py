@@ -71,4 +71,4 @@ def _facts(info: DetectorInfo) -> dict[str, Any]:
 def _short(paper: Paper) -> str:
     """A paper as the text of another would name it: the first author's last name, and the year."""
     first, *others = paper.authors.split(", ")
-    return f"{first.split()[-1]}{' et al.' if others else ''} {paper.year}"
+    return f"{first.rpartition(' ')[2]}{' et al.' if others else ''} {paper.year}"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from detector_zoo.cli import lock
+
 if TYPE_CHECKING:
     from detector_zoo.detector import Precision
     from detector_zoo.predictions import Prediction
@@ -51,8 +53,8 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
     multiple=True,
     default=("all",),
     metavar="NAME",
-    help="method, method.tag, method.tag@variant, or all: every detector whose weights are at hand. Repeatable. "
-    "[default: all]",
+    help="method, method.tag, method.tag@variant, hub:org/name or hf:org/model of the Hub, or all: every detector "
+    "whose weights are at hand. Repeatable. [default: all]",
 )
 @click.option(
     "--weights",
@@ -65,6 +67,7 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File of `zoo calibrate`: a threshold fitted on photographs of your own; with one --detector.",
 )
+@lock.option
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
 @click.option(
     "--precision",

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from detector_zoo.plain import plain
+
 
 def terminal_width(default: int = 120) -> int:
     """Columns of the terminal: COLUMNS, or what standard output says, or ``default`` on a pipe."""
@@ -23,7 +25,8 @@ def terminal_width(default: int = 120) -> int:
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns; the last one wraps at the width of the terminal."""
+    """Align columns; the last one wraps at the width of the terminal. Cells may hold text of strangers."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head) - 1)]
     indent = sum(widths) + 2 * len(widths)
     room = max(terminal_width() - indent, 24)

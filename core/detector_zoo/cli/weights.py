@@ -40,7 +40,7 @@ def list_(as_json: bool) -> None:
 def pull(names: tuple[str, ...], everything: bool) -> None:
     """Fetch weights, with the backbones they need, and verify them.
 
-    NAME is METHOD.TAG, or METHOD for its default weights.
+    NAME is METHOD.TAG, METHOD for its default weights, or a reference to the Hub, hub:org/name.
     """
     if bool(names) == everything:
         raise click.UsageError("give names of weights, or --all")
@@ -101,8 +101,9 @@ def _row(spec: registry.WeightSpec) -> dict[str, Any]:
 
 def _pull(name: str) -> str:
     spec = registry.lookup(name)
-    for needed in filter(None, (spec.backbone, spec.name)):
-        weights.fetch(registry.lookup(needed), progress=True)
+    if spec.backbone:
+        weights.fetch(registry.lookup(spec.backbone), progress=True)
+    weights.fetch(spec, progress=True)
     return f"{spec.name}: {weights.state(spec)}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from detector_zoo import convert, weights
+from detector_zoo.catalogue_files import SPEC_FILE, WEIGHTS_FILE
 from detector_zoo.detector import Detector, Precision, TorchDetector, Weights
 from detector_zoo.errors import PluginError, WeightsError
 from detector_zoo.evaluation.metrics import Metric
@@ -24,10 +25,18 @@ from detector_zoo.weight_specs import SCHEMA_VERSION, Calibration, Result, Weigh
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SPEC_FILE", "WEIGHTS_FILE", "Made", "half", "info_of", "load_detector", "load_folder", "write_folder"]
+__all__ = [
+    "SPEC_FILE",
+    "WEIGHTS_FILE",
+    "Made",
+    "half",
+    "info_of",
+    "load_detector",
+    "load_folder",
+    "read_spec",
+    "write_folder",
+]
 
-WEIGHTS_FILE = "weights.safetensors"
-SPEC_FILE = "weights.yaml"
 RECORD_FILE = "training.json"
 CARD_FILE = "CARD.md"
 INCONCLUSIVE = 0.5
@@ -164,6 +173,19 @@ def load_folder(folder: Path) -> Weights:
     """Read and verify the weights in a run's folder.
 
     Args:
+        folder: See `read_spec`.
+
+    Raises:
+        WeightsError: One of the files is missing, is a link out of the folder, or not what the spec says.
+    """
+    spec = read_spec(folder)
+    return Weights(spec, convert.read_safetensors(folder / WEIGHTS_FILE), weights.read_backbone(spec))
+
+
+def read_spec(folder: Path) -> WeightSpec:
+    """The spec of the weights in a run's folder, which have its hash.
+
+    Args:
         folder: With ``weights.yaml`` and, beside it and nowhere else, ``weights.safetensors``.
 
     Raises:
@@ -183,7 +205,7 @@ def load_folder(folder: Path) -> Weights:
     if spec.sha256 is None or spec.format != "safetensors":
         raise WeightsError(f"{folder / SPEC_FILE}: {spec.name}: expected a sha256 and the format safetensors")
     convert.check(spec, folder / WEIGHTS_FILE)
-    return Weights(spec, convert.read_safetensors(folder / WEIGHTS_FILE), weights.read_backbone(spec))
+    return spec
 
 
 def load_detector(
