@@ -14,6 +14,7 @@ from detector_zoo import images, registry, weights
 from detector_zoo.detector import Detector, Explainer, Localizer, Precision, Score, TorchDetector, probability, verdict
 from detector_zoo.errors import PluginError, UnknownDetectorError, ZooError
 from detector_zoo.info import DetectorInfo
+from detector_zoo.plain import one_line
 from detector_zoo.plugins import list_detectors
 
 if TYPE_CHECKING:
@@ -69,11 +70,9 @@ class LoadedDetector:
         Raises:
             PluginError: The detector's transform raised.
         """
-        image = decoded.oriented(self.orientation_policy)
-        if not isinstance(self.detector, TorchDetector):
-            return image
         with self.blamed():
-            return self.detector.transform(image)
+            image = decoded.oriented(self.orientation_policy)
+            return self.detector.transform(image) if isinstance(self.detector, TorchDetector) else image
 
     def forward(self, prepared: Sequence[Any]) -> NDArray[np.float64]:
         """Raw scores, (N,) float64, of inputs from `prepare` that share one shape.
@@ -87,7 +86,10 @@ class LoadedDetector:
 
                 raw = self.detector.raw(torch.stack(list(prepared)))
             else:
-                raw = np.asarray(self.detector.score(prepared), np.float64)
+                scores = np.asarray(self.detector.score(prepared))
+                if scores.dtype.kind not in "fiu":
+                    raise PluginError(f"{self.name} returned {scores.dtype}, not numbers")
+                raw = scores.astype(np.float64)
         if raw.shape != (len(prepared),):
             raise PluginError(f"{self.name} returned shape {raw.shape} for {len(prepared)} images")
         if not np.isfinite(raw).all():
@@ -153,17 +155,15 @@ class LoadedDetector:
             heat = np.asarray(self.detector.heatmap([image]), np.float32)
         if heat.shape != (1, image.height, image.width):
             raise PluginError(f"{self.name} returned a heatmap of shape {heat.shape} for an image of {image.size}")
+        if not np.isfinite(heat).all():
+            raise PluginError(f"{self.name} returned a heatmap that is not finite numbers")
         return cast("NDArray[np.float32]", heat[0])
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
         """Turn whatever a stranger's code raises into one line that names the detector."""
-        try:
+        with blamed(f"{self.name} failed"):
             yield
-        except ZooError:
-            raise
-        except Exception as error:
-            raise PluginError(f"{self.name} failed: {type(error).__name__}: {_one_line(error)}") from error
 
     def _decode(self, source: Source) -> images.DecodedImage:
         return images.decode(source, max_pixels=self.max_pixels)
@@ -210,21 +210,25 @@ def load(
     info, spec = registry.resolve(name)
     target = import_target(info)
     if spec is None:
-        built = target()
+        with blamed(f"{info.name}: {info.load} cannot be built"):
+            built = target()
         sha256 = ""
     else:
         if not hasattr(target, "from_weights"):
             raise PluginError(f"{info.name}: {info.load} has no from_weights")
         bundle = weights.load_weights(spec, progress=True)
         spec = bundle.spec
-        built = weights.instantiate(target, bundle)
+        with blamed(f"{info.name}: {info.load} cannot be built"):
+            built = weights.instantiate(target, bundle)
         sha256 = spec.sha256 or ""
         if isinstance(built, TorchDetector):
             built.spec = spec
     if not isinstance(built, Detector):
         raise PluginError(f"{info.name}: {info.load} has no method score")
     if isinstance(built, TorchDetector):
-        built.to(pick_device(device))
+        where = pick_device(device)
+        with blamed(f"{info.name} cannot be moved to {where}"):
+            built.to(where)
         built.memory = memory
         built.precision = _supported(precision, built.device.type)
     calibration = spec.calibration if spec else None
@@ -247,14 +251,22 @@ def import_target(info: DetectorInfo) -> Any:
         PluginError: Its module cannot be imported, or has no such name.
     """
     module, _, attribute = info.load.partition(":")
-    try:
+    with blamed(f"{info.name}: cannot load {info.load}", hint="zoo plugins"):
         return getattr(import_module(module), attribute)
-    # Importing a plugin's module runs a stranger's code, which can raise anything.
-    except Exception as error:
-        raise PluginError(
-            f"{info.name}: cannot load {info.load}: {type(error).__name__}: {_one_line(error)}",
-            hint="zoo plugins",
-        ) from error
+
+
+@contextmanager
+def blamed(what: str, hint: str | None = None) -> Iterator[None]:
+    """Turn whatever a stranger's code raises, sys.exit() included, into a `PluginError` of one line.
+
+    A KeyboardInterrupt passes: here it is the user's.
+    """
+    try:
+        yield
+    except (ZooError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PluginError(f"{what}: {type(error).__name__}: {one_line(error)}", hint=hint) from error
 
 
 def pick_device(device: str) -> str:
@@ -272,7 +284,7 @@ def pick_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ZooError(f"device {device!r} cannot be used: {_one_line(error)}", hint="--device cpu") from error
+        raise ZooError(f"device {device!r} cannot be used: {one_line(error)}", hint="--device cpu") from error
     return device
 
 
@@ -280,10 +292,6 @@ def _supported(precision: Precision, device: str) -> Precision:
     if precision == "fp16" and device != "cuda":
         raise ZooError(f"precision fp16 needs CUDA, this is {device}", hint="--precision bf16, or fp32")
     return precision
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or "no message"
 
 
 def select(names: Sequence[str]) -> tuple[list[str], list[str]]:

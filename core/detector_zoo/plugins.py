@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import pluggy
@@ -19,10 +23,12 @@ import pluggy
 from detector_zoo import hookspecs
 from detector_zoo.entry_points import EntryPoint, entry_points
 from detector_zoo.errors import PluginError
-from detector_zoo.info import CAPABILITIES, DetectorInfo
+from detector_zoo.info import CAPABILITIES, DetectorInfo, Paper
+from detector_zoo.plain import one_line, plain
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_LONGEST = 300
 _HOOKS = {"register_detectors": "detectors", "register_datasets": "datasets", "register_perturbations": "perturbations"}
 
 
@@ -63,11 +69,15 @@ def catalogue() -> Catalogue:
         if names is not None and point.name not in names:
             continue
         plugin = Plugin(point.name, point.distribution, point.version)
-        try:
-            _load(point, plugin, found)
-        # A plugin is a stranger's code: whatever it raises, SystemExit included, must not take the zoo with it.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            plugin.status = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        with _interrupts() as interrupted:
+            try:
+                _load(point, plugin, found)
+            # A plugin is a stranger's code: whatever it raises must not take the zoo with it, SystemExit included
+            # and KeyboardInterrupt too, unless it is the user's.
+            except BaseException as error:
+                if interrupted:
+                    raise
+                plugin.status = f"{type(error).__name__}: {one_line(error)}"
         found.plugins.append(plugin)
     return found
 
@@ -80,6 +90,26 @@ def list_detectors() -> list[DetectorInfo]:
 def _precedence(point: EntryPoint) -> tuple[bool, str, str]:
     # A stranger's package must not be able to take a name of ours by sorting before us.
     return (point.distribution != "detector-zoo", point.distribution, point.name)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Tells the user's Ctrl-C, by a number in the list, from a KeyboardInterrupt that a plugin raises itself."""
+    seen: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or usual is not signal.default_int_handler:
+        yield seen  # handlers are the main thread's, and whoever has set one of their own keeps it
+        return
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _load(point: EntryPoint, plugin: Plugin, found: Catalogue) -> None:
@@ -126,9 +156,28 @@ def _load(point: EntryPoint, plugin: Plugin, found: Catalogue) -> None:
     plugin.detectors = tuple(name for kind, name in new if kind == "detectors")
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "summary": (str,),
+    "capabilities": (frozenset, set),
+    "default_tag": (str, type(None)),
+    "paper": (Paper, type(None)),
+    "control": (bool,),
+    "registry": (Path, type(None)),
+    "card": (Path, type(None)),
+}
+
+
 def _check_info(info: DetectorInfo) -> None:
     if not isinstance(info, DetectorInfo):
         raise PluginError(f"register_detectors takes a DetectorInfo, got {type(info).__name__}")
+    for name, kinds in _KINDS.items():
+        value = getattr(info, name)
+        if not isinstance(value, kinds):
+            raise PluginError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+    for name, text in (("summary", info.summary), *((("paper", info.paper.authors),) if info.paper else ())):
+        if not text.strip() or plain(text) != text or len(text) > _LONGEST:
+            raise PluginError(f"{info.name}: {name} must be one printable line of at most {_LONGEST} characters")
     if not isinstance(info.load, str) or not _TARGET.fullmatch(info.load):
         raise PluginError(f'{info.name}: load must be "module:Class", got {info.load!r}')
     unknown = sorted(set(info.capabilities) - set(CAPABILITIES))
