@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,34 @@ def test_a_planted_shortcut_is_found_and_gone_after_equalising(tmp_path: Path) -
     assert result.codecs == {"JPEG": {"real": 20, "generated": 0}, "PNG": {"real": 0, "generated": 20}}
     text = "\n".join(table.note for table in result.tables())
     assert "Files tell the classes apart" in text
+
+
+def test_twins_that_no_group_names_are_found_by_their_looks(tmp_path: Path) -> None:
+    samples = [replace(s, group="") for s in planted(tmp_path, 12, side=96)]
+    result = format_audit(samples, resamples=50)
+    assert (result.pictures, result.few) == (12, False)
+    assert result.before["codec"].value == 1.0
+    assert result.before["size"].value == 0.5
+    assert all(metric.value == 0.5 for metric in result.after.values())
+
+
+def test_perfect_separation_of_few_pictures_is_not_certain(tmp_path: Path) -> None:
+    result = format_audit(planted(tmp_path, 4, side=96), resamples=50)
+    assert (result.before["codec"].value, result.pictures, result.few) == (1.0, 4, True)
+    assert result.before["codec"].low < 0.5
+    assert not result.shortcut
+    assert "4 pictures are too few" in result.tables()[0].note
+
+
+def test_abstentions_are_counted_and_in_no_auroc(tmp_path: Path) -> None:
+    samples = bright_and_dark(tmp_path, 8, (330, 330))
+    plain = format_audit(samples, loaded(Bright()), resamples=50).detector
+    unsure = format_audit(samples, loaded(Bright(), inconclusive=100.0), resamples=50).detector
+    assert plain is not None
+    assert unsure is not None
+    assert plain.abstained == (0, 0)
+    assert unsure.abstained == (16, 16)
+    assert np.isnan([unsure.before.value, unsure.after.value, unsure.drop.value, unsure.share.value]).all()
 
 
 def test_a_detector_of_content_keeps_its_auroc(tmp_path: Path) -> None:

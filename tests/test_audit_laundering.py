@@ -18,6 +18,7 @@ from detector_zoo.errors import DatasetError, ImageError
 from detector_zoo.evaluation import in_memory
 from detector_zoo.evaluation import laundering as module
 from detector_zoo.evaluation.equalise import equalise_file
+from detector_zoo.evaluation.metrics import measure
 from detector_zoo.evaluation.perturbations import GRID, parse
 
 from conftest import FakePlugins, photo
@@ -180,6 +181,23 @@ def test_failures_are_counted_and_in_no_figure(tmp_path: Path, fake_plugins: Fak
 def test_abstentions_are_counted(tmp_path: Path) -> None:
     result = laundering(bright_and_dark(tmp_path, 2), loaded(Bright(), inconclusive=100.0), ["none"], resamples=20)
     assert result.origin.inconclusive == 4
+
+
+def test_abstentions_are_in_no_auroc_but_in_the_mean_log_odds(tmp_path: Path) -> None:
+    samples = rough_and_smooth(tmp_path, 12)
+    labels, scores = (
+        np.array([s.generated for s in samples]),
+        np.array([loaded(Grain()).score([s.path])[0] for s in samples], float),
+    )
+    middle = float(np.median(scores))
+    band = float(np.sort(np.abs(scores - middle))[8])  # abstains on the eight nearest
+    result = laundering(samples, loaded(Grain(), threshold=middle, inconclusive=band), ["blur:8"], resamples=50)
+    plain, blurred = result.points
+    known = np.abs(scores - middle) >= band
+    assert plain.abstained == (~known).sum() == result.origin.inconclusive == 8
+    assert plain.auroc == measure(labels[known], scores[known], names=("auroc",), resamples=50)["auroc"]
+    assert plain.real.value == pytest.approx(scores[~labels].mean())
+    assert blurred.abstained != plain.abstained
 
 
 def test_what_cannot_be_audited(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_an_image_that_cannot_be_scored_makes_the_status_1(data_set, tmp_path):
         out = tmp_path / f"{name}.json"
         result = run("eval", "-d", "dummy", "--data", data_set, option, "-o", out, "--resamples", 100)
         assert result.exit_code == 1
-        assert "1 images could not be scored" in result.output
+        assert "Images that could not be scored: 1" in result.output
         (one,) = read(out).detectors
         assert (one.counts.errors, one.counts.scored_real, one.equalised) == (1, 6, option == "--equalise")
         assert "truncated" in one.errors[0][1]
@@ -414,7 +414,7 @@ def test_compare_uses_what_both_scored(data_set, tmp_path):
         (tmp_path / f"{name}.json").write_text(results.to_json())
     result = run("compare", tmp_path / "a.json", tmp_path / "b.json", "--resamples", 300)
     assert result.exit_code == 0, result.output
-    assert "6 real and 5 generated images that both scored; 1 that only one did are left out" in result.output
+    assert "5 generated images that both scored (few: do not believe the intervals); left out, as only" in result.output
     assert f"{found.difference['auroc'].value:+.3f} [" in result.output
     as_json = json.loads(run("compare", tmp_path / "a.json", tmp_path / "b.json", "--format", "json").stdout)
     assert as_json[0]["difference"]["auroc"]["value"] == pytest.approx(found.difference["auroc"].value)

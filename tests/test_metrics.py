@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from detector_zoo.evaluation import bootstrap as counting
+from detector_zoo.evaluation import counts as counting
+from detector_zoo.evaluation.bootstrap import Resampling
 from detector_zoo.evaluation.metrics import (
     FEW,
     TITLES,
@@ -94,18 +95,13 @@ def test_single_functions_are_what_measure_reports():
 def test_counts_agree_with_scikit_learn_on_the_resamples_themselves(seed, size, decimals):
     labels, scores = example(seed, ties=False, count=size)
     scores = np.round(scores, decimals)
-    values, index = np.unique(scores, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = [
         np.concatenate([rng.choice(np.flatnonzero(labels == kind), (labels == kind).sum()) for kind in (True, False)])
         for _ in range(3)
     ]
-    positive, negative = (
-        np.array([np.bincount(index[d[labels[d] == kind]], minlength=len(values)) for d in drawn], float)
-        for kind in (True, False)
-    )
-    axis = counting.Axis(values, index[labels], index[~labels])
-    counts = counting.Counts(axis, positive, negative)
+    weights = np.array([np.bincount(d, minlength=size) for d in drawn], float)
+    counts = counting.Counts(counting.Ranked(labels, scores), weights)
     expected = [by_scikit_learn(labels[d], scores[d], 0.3) for d in drawn]
     for name, statistic in counting.statistics(0.3).items():
         assert statistic(counts) == pytest.approx(
@@ -114,15 +110,12 @@ def test_counts_agree_with_scikit_learn_on_the_resamples_themselves(seed, size, 
 
 
 def test_resamples_keep_the_classes_and_draw_each_image_alike():
-    labels, scores = example(0, ties=False, count=50)
-    seen = []
-    counting.resample(labels, [scores], {"x": lambda r: seen.append(r) or np.zeros(len(r.positive))}, 4000, 0)
-    positive = np.concatenate([r.positive for r in seen])
-    assert len(positive) == 4000
-    assert (positive.sum(1) == labels.sum()).all()
-    assert (np.concatenate([r.negative for r in seen]).sum(1) == (~labels).sum()).all()
-    each = positive.mean(0)[np.argsort(np.argsort(scores))[labels]]
-    assert each == pytest.approx(np.ones(labels.sum()), abs=0.1)
+    labels, _ = example(0, ties=False, count=50)
+    drawn = np.concatenate(Resampling(labels, resamples=4000).map(np.copy))
+    assert drawn.shape == (4000, 50)
+    assert (drawn[:, labels].sum(1) == labels.sum()).all()
+    assert (drawn[:, ~labels].sum(1) == (~labels).sum()).all()
+    assert drawn.mean(0) == pytest.approx(np.ones(50), abs=0.1)
 
 
 def test_interval_agrees_with_resampling_images_one_by_one():
@@ -175,17 +168,44 @@ def test_coverage():
     assert {name: round(n / sets, 3) for name, n in held.items() if not 0.93 <= n / sets <= 0.97} == {}
 
 
-def test_coverage_of_calibration_error():
-    """At least nominal, of a detector that is perfectly calibrated and of one that is far too sure."""
+@pytest.mark.parametrize(("factor", "truth"), [(2.0, 0.0), (6.0, 0.1026), (-1.0, 0.5736)])
+def test_coverage_of_calibration_error(factor, truth):
+    """At least nominal but for chance: of a calibrated detector, of one that is too sure, of one that is wrong."""
     rng = np.random.default_rng(0)
     labels = np.arange(300) % 2 == 1
-    for factor, truth in ((2.0, 0.0), (6.0, 0.1053)):
-        held = 0
-        for seed in range(200):
-            scores = factor * (rng.normal(size=300) + 2 * labels - 1)
-            m = measure(labels, scores, 0, ("ece",), resamples=300, seed=seed)["ece"]
-            held += m.low <= truth <= m.high
-        assert held / 200 >= 0.93, factor
+    held = 0
+    for seed in range(200):
+        scores = factor * (rng.normal(size=300) + 2 * labels - 1)
+        m = measure(labels, scores, 0, ("ece",), resamples=300, seed=seed)["ece"]
+        assert m.low <= m.value <= m.high
+        held += m.low <= truth <= m.high
+    assert held / 200 >= 0.92
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "real"), [("tpr_at_fpr_1", 0.01, 50), ("tpr_at_fpr_1", 0.01, 200), ("tpr_at_fpr_5", 0.05, 59)]
+)
+def test_coverage_of_the_tpr_with_few_real_images(name, limit, real):
+    from scipy.stats import norm
+
+    truth, labels = norm.sf(norm.isf(limit) - 2), np.repeat([0, 1], [real, 100])
+    rng = np.random.default_rng(0)
+    found = [
+        measure(labels, rng.normal(size=len(labels)) + 2 * labels, 0, (name,), resamples=2)[name] for _ in range(200)
+    ]
+    assert np.mean([m.low <= truth <= m.high for m in found]) >= 0.95
+    assert all(m.low <= m.value <= m.high for m in found)
+    # So few real images do not tell how high the highest of more would score.
+    assert all(m.low == 0 for m in found)
+    assert any(m.high < 0.9 for m in found)
+
+
+def test_exact_interval_of_the_tpr_where_ties_cross_the_classes():
+    labels = np.repeat([0, 1], [100, 50])
+    same = measure(labels, np.zeros(150), names=("tpr_at_fpr_1",), resamples=2)["tpr_at_fpr_1"]
+    assert same == Metric(0, 0, 1)
+    apart = measure(labels, labels.astype(float), names=("tpr_at_fpr_1",), resamples=2)["tpr_at_fpr_1"]
+    assert (apart.value, apart.high) == (1, 1)
 
 
 def test_coverage_of_paired_differences():

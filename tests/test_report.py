@@ -205,6 +205,15 @@ def test_laundering_curves_are_sorted_and_single_points_are_in_the_table(data):
     assert "screenshot 0.900 [0.800, 1.000]" in text
 
 
+def test_a_laundering_curve_has_a_hole_where_nothing_is_defined(data):
+    holed = audit()
+    nothing = {"value": None, "low": None, "high": None}
+    holed["points"] = [p | {"auroc": nothing} if p["perturbation"] == "jpeg:70" else p for p in holed["points"]]
+    (figure,) = plots.laundering(holed)
+    assert "jpeg:70: AUROC nan" in figure.alt
+    check_page(render(scored(data, 1), audits=[holed]))
+
+
 def test_audits_of_the_command_line_are_taken(data, tmp_path):
     result = run("audit", "format", "--data", data.place, "-o", tmp_path / "format.json", "--resamples", 50)
     assert result.exit_code == 0, result.output

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, ClassVar
 
-from detector_zoo.evaluation.metrics import Metric
+from detector_zoo.evaluation.intervals import Metric
 
 __all__ = ["SCHEMA_VERSION", "Audit", "Cell", "Origin", "Table", "as_csv", "plain", "text"]
 
@@ -54,8 +54,8 @@ class Origin:
         equalised: Whether images were equalised before anything else was done to them.
         real: Photographs used.
         generated: Generated images used.
-        inconclusive: Images on which the detector abstains as they are. They rank like any other's in the audits,
-            whose figures have to be of the same images under every condition.
+        inconclusive: Images on which the detector abstains as they are. Abstentions are in no figure of right and
+            wrong (AUROC, accuracy), as in `zoo eval`; means of log-odds hold them.
         failures: One line for each image that could not be used; none of them is in any figure.
         seed: Of the bootstrap and of whatever else is drawn.
         resamples: Of the bootstrap.
@@ -86,7 +86,7 @@ class Origin:
             ("data", f"{self.data or '-'} ({self.data_sha256[:12]})"),
             ("images", f"{self.real} real, {self.generated} generated" if self.real + self.generated else "unlabelled"),
             ("formats", "equalised first" if self.equalised else "as they are"),
-            ("inconclusive", self.inconclusive),
+            ("inconclusive, in no AUROC or accuracy", self.inconclusive),
             ("failed, in no figure", len(self.failures)),
             ("bootstrap", f"{self.resamples} resamples, seed {self.seed}" if self.resamples else "none"),
             ("versions", ", ".join(f"{name} {number}" for name, number in self.versions.items())),

@@ -1,29 +1,31 @@
-"""Bootstrap resamples of scores, within the classes, as counts on the sorted axis of the distinct scores.
+"""Bootstrap resamples: how often each image is drawn, the real and the generated ones apart, whole groups together.
 
-With counts, every metric is a few cumulative sums over an array (resamples, distinct scores), without a loop over
-images. Resamples are made in chunks of `CHUNK` numbers, so that memory does not grow with their number, and in
-threads; every chunk has a random stream of its own, so that the threads do not change the result.
+Resamples are made in chunks of `CHUNK` numbers, so that memory does not grow with their number, and in threads; every
+chunk has a random stream of its own, so that the threads do not change the result. Images without groups are drawn
+alike whether or not each is named as a group of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ECE_BINS", "Axis", "Counts", "Floats", "Statistic", "calibration_noise", "resample", "statistics"]
+from detector_zoo.evaluation.counts import Counts, Ranked
+from detector_zoo.evaluation.intervals import Metric, Rule, difference, mean, share
+
+__all__ = ["Figure", "Resampling", "auroc_of", "drop_of", "mean_of", "numbered"]
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-ECE_BINS = 15
-"""Bins of equal width over [0, 1] that the calibration error is summed over."""
+Labels = NDArray[np.bool_]
+Statistic = Callable[[Floats], Floats]
+"""How often each image was drawn, (R, N), to a figure a resample, (R,); NaN where it is not defined."""
+T = TypeVar("T")
 
 CHUNK = 1 << 18
 """Numbers (resamples times images) that one thread has in flight."""
@@ -32,242 +34,178 @@ MANY_ROWS = 16
 """Resamples in a chunk above which they are counted together, below which one by one."""
 
 
-@dataclass(eq=False)
-class Axis:
-    """One detector's distinct scores, and where each image's score is among them.
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of a set of images.
 
     Attributes:
-        values: (D,), ascending.
-        positive: Indices of the generated images' scores.
-        negative: Indices of the real images' scores.
+        of: As `Statistic` says.
+        rule: How its resamples become an interval.
+        rests_on: Classes of images, (N,) each: the smallest, counted in groups, has the degrees of freedom.
+        there: (N,), images that have what the figure is made of; only they are drawn for it, so that its interval
+            does not depend on images that it leaves out.
     """
 
-    values: Floats
-    positive: Integers
-    negative: Integers
+    of: Statistic
+    rule: Rule
+    rests_on: tuple[Labels, ...]
+    there: Labels
 
-    @cached_property
-    def probabilities(self) -> Floats:
-        """(D,), the logistic function of the values."""
-        return np.exp(-np.logaddexp(0.0, -self.values))
-
-
-@dataclass(eq=False)
-class Counts:
-    """How often each distinct score comes in each resample, by class.
-
-    Attributes:
-        axis: The distinct scores.
-        positive: (R, D), generated images.
-        negative: (R, D), real images.
-    """
-
-    axis: Axis
-    positive: Floats
-    negative: Floats
-
-    @cached_property
-    def positives(self) -> float:
-        """Generated images in a resample."""
-        return float(self.positive[0].sum())
-
-    @cached_property
-    def negatives(self) -> float:
-        """Real images in a resample."""
-        return float(self.negative[0].sum())
-
-    @cached_property
-    def hits(self) -> Floats:
-        """(R, D): generated images at or above the largest score, the second largest, and so on."""
-        return np.cumsum(self.positive[:, ::-1], axis=1)
-
-    @cached_property
-    def alarms(self) -> Floats:
-        """(R, D): real images likewise."""
-        return np.cumsum(self.negative[:, ::-1], axis=1)
+    def __sub__(self, other: Figure) -> Figure:
+        """The paired difference."""
+        rule = mean if mean in (self.rule, other.rule) else difference
+        return Figure(
+            lambda weights: self.of(weights) - other.of(weights),
+            rule,
+            self.rests_on + other.rests_on,
+            self.there | other.there,
+        )
 
 
-Statistic = Callable[[Counts], Floats]
-"""Counts of R resamples to R values."""
-
-
-def _auroc(r: Counts) -> Floats:
-    # hits - positive / 2 generated images beat the real ones at a score; ties count a half.
-    beaten = r.hits - 0.5 * r.positive[:, ::-1]
-    wins = np.einsum("rd,rd->r", beaten, r.negative[:, ::-1])
-    return np.asarray(wins / (r.positives * r.negatives), np.float64)
-
-
-def _average_precision(r: Counts) -> Floats:
-    flagged = r.hits + r.alarms
-    # Scores above all that a resample holds flag nothing, and have no weight either.
-    precision = r.hits / np.maximum(flagged, 1.0)
-    return np.asarray(np.einsum("rd,rd->r", precision, r.positive[:, ::-1]) / r.positives, np.float64)
-
-
-def _tpr_at_fpr(limit: float) -> Statistic:
-    def statistic(r: Counts) -> Floats:
-        allowed = int(limit * r.negatives) + 1
-        while allowed / r.negatives > limit:  # by division, as the rate itself is compared
-            allowed -= 1
-        found = np.array([np.searchsorted(row, allowed, "right") for row in r.alarms])
-        hits = np.take_along_axis(r.hits, np.maximum(found - 1, 0)[:, None], axis=1)[:, 0]
-        return np.where(found > 0, hits, 0.0) / r.positives
-
-    return statistic
-
-
-def _eer(r: Counts) -> Floats:
-    # Misses fall and alarms rise along the axis: bisect for the first index at which the alarms have caught up.
-    rows = np.arange(len(r.hits))
-    low, high = np.zeros(len(rows), np.int64), np.full(len(rows), r.hits.shape[1] - 1)
-    while (low < high).any():
-        middle = (low + high) // 2
-        caught_up = r.alarms[rows, middle] / r.negatives + r.hits[rows, middle] / r.positives >= 1
-        low, high = np.where(caught_up, low, middle + 1), np.where(caught_up, middle, high)
-    at = low[:, None]
-
-    def rates(index: Integers) -> tuple[Floats, Floats]:
-        alarms, hits = (np.take_along_axis(counts, np.maximum(index, 0), axis=1)[:, 0] for counts in (r.alarms, r.hits))
-        before = index[:, 0] < 0
-        return np.where(before, 0.0, alarms / r.negatives), np.where(before, 1.0, 1 - hits / r.positives)
-
-    (fpr0, fnr0), (fpr, fnr) = rates(at - 1), rates(at)
-    return fpr0 + (fpr - fpr0) * (fnr0 - fpr0) / ((fnr0 - fpr0) - (fnr - fpr))
-
-
-def _accuracy(threshold: float, *, real: bool, generated: bool) -> Statistic:
-    def statistic(r: Counts) -> Floats:
-        cut = int(np.searchsorted(r.axis.values, threshold, "right"))
-        rates = []
-        if generated:
-            rates.append(r.positive[:, cut:].sum(1) / r.positives)
-        if real:
-            rates.append(r.negative[:, :cut].sum(1) / r.negatives)
-        return np.asarray(np.mean(rates, axis=0), np.float64)
-
-    return statistic
-
-
-def _brier(r: Counts) -> Floats:
-    p = r.axis.probabilities
-    # einsum, not @: a threaded BLAS would fight with the threads here.
-    loss = np.einsum("rd,d->r", r.positive, (1 - p) ** 2) + np.einsum("rd,d->r", r.negative, p**2)
-    return np.asarray(loss / (r.positives + r.negatives), np.float64)
-
-
-def _gaps(r: Counts) -> Floats:
-    """(R, bins): in each bin, what was said minus what was found, summed over its images, by all images."""
-    p = r.axis.probabilities
-    # The probability rises with the score, so that a bin is a run of the axis.
-    cuts = [0, *np.searchsorted(p, np.linspace(0, 1, ECE_BINS + 1)[1:-1], "left").tolist(), len(p)]
-    out = np.zeros((len(r.positive), ECE_BINS))
-    for bin_, (start, stop) in enumerate(pairwise(cuts)):
-        inside = slice(start, stop)
-        out[:, bin_] = np.einsum("rd,d->r", r.negative[:, inside], p[inside])
-        out[:, bin_] -= np.einsum("rd,d->r", r.positive[:, inside], 1 - p[inside])
-    return out / (r.positives + r.negatives)
-
-
-def _ece(r: Counts) -> Floats:
-    return np.asarray(np.abs(_gaps(r)).sum(1), np.float64)
-
-
-def calibration_noise(labels: NDArray[np.bool_], scores: Floats) -> Statistic:
-    """What the bins' gaps of a resample differ by from those of the images themselves, summed as the ECE sums them."""
-    values, index = np.unique(scores, return_inverse=True)
-    axis = Axis(values, index[labels], index[~labels])
-    bins = len(values)
-    positive, negative = (
-        np.bincount(part, minlength=bins)[None].astype(float) for part in (axis.positive, axis.negative)
-    )
-    observed = _gaps(Counts(axis, positive, negative))
-
-    def statistic(r: Counts) -> Floats:
-        return np.asarray(np.abs(_gaps(r) - observed).sum(1), np.float64)
-
-    return statistic
-
-
-def statistics(threshold: float = 0.0) -> dict[str, Statistic]:
-    """Every metric's vectorised form, by its name in `metrics.TITLES`.
+class Resampling:
+    """Draws of images with replacement, stratified: generated only, real only, groups of both.
 
     Args:
-        threshold: In log-odds; a score above it is called generated.
+        generated: (N,), the images' classes.
+        groups: (N,), equal for images that are drawn together; None draws each for itself.
+        resamples: How many draws.
+        seed: The same draws for the same seed, classes and groups.
     """
-    return {
-        "auroc": _auroc,
-        "average_precision": _average_precision,
-        "tpr_at_fpr_1": _tpr_at_fpr(0.01),
-        "tpr_at_fpr_5": _tpr_at_fpr(0.05),
-        "balanced_accuracy": _accuracy(threshold, real=True, generated=True),
-        "real_accuracy": _accuracy(threshold, real=True, generated=False),
-        "generated_accuracy": _accuracy(threshold, real=False, generated=True),
-        "eer": _eer,
-        "brier": _brier,
-        "ece": _ece,
-    }
 
+    def __init__(
+        self, generated: ArrayLike, groups: Sequence[object] | None = None, *, resamples: int = 2000, seed: int = 0
+    ) -> None:
+        labels = self._labels = np.asarray(generated, bool)
+        self.resamples, self.seed, self.count = resamples, seed, len(labels)
+        self._group = np.arange(self.count) if groups is None else numbered(groups)
+        if len(self._group) != self.count:
+            raise ValueError(f"{self.count} labels and {len(self._group)} groups")
+        real, fake = (np.bincount(self._group, part) > 0 for part in (~labels, labels))
+        strata = [np.flatnonzero(kind) for kind in (~real, ~fake, real & fake)]
+        self._sizes = [len(members) for members in strata if len(members)]
+        # Where the draws of an image's group stand, stratum by stratum.
+        self._place = np.argsort(np.concatenate(strata), kind="stable")[self._group]
 
-def resample(
-    labels: NDArray[np.bool_],
-    columns: Sequence[Floats],
-    wanted: Mapping[str, Statistic],
-    resamples: int,
-    seed: int,
-) -> dict[str, Floats]:
-    """Values of statistics over resamples that draw images with replacement within each class.
+    def images(self, *classes: Labels) -> int:
+        """How many images, groups of them counted once, the smallest of the classes has."""
+        return min(len(np.unique(self._group[chosen])) for chosen in classes)
 
-    Args:
-        labels: (N,), true for generated; both classes are there.
-        columns: Scores, (N,) each, of one detector or several: a resample draws the same images for all.
-        wanted: Statistics by name.
-        resamples: R.
-        seed: Of the draws.
+    def map(self, work: Callable[[Floats], T]) -> list[T]:
+        """Hand each chunk of draws, how often each image came (some rows, N), to ``work``, in threads."""
+        rows = max(1, min(self.resamples, CHUNK // max(1, self.count)))
+        sizes = [min(rows, self.resamples - start) for start in range(0, self.resamples, rows)]
+        streams = np.random.SeedSequence(self.seed).spawn(len(sizes))
 
-    Returns:
-        By name, (len(columns), R).
-    """
-    axes = []
-    for scores in columns:
-        values, index = np.unique(scores, return_inverse=True)
-        axes.append(Axis(values, index[labels], index[~labels]))
-    rows = max(1, min(resamples, CHUNK // max(1, len(labels))))
-    counts = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    seeds = np.random.SeedSequence(seed).spawn(len(counts))
+        def one(job: tuple[int, np.random.SeedSequence]) -> T:
+            return work(self._draw(job[0], np.random.default_rng(job[1])))
 
-    def work(job: tuple[int, np.random.SeedSequence]) -> list[list[Floats]]:
-        count, stream = job
-        drawn = _draw(axes, count, np.random.default_rng(stream))
-        return [[statistic(one) for statistic in wanted.values()] for one in drawn]
-
-    jobs = list(zip(counts, seeds, strict=True))
-    if len(jobs) == 1:
-        done = [work(jobs[0])]
-    else:
+        jobs = list(zip(sizes, streams, strict=True))
+        if len(jobs) == 1:
+            return [one(jobs[0])]
         with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
-            done = list(pool.map(work, jobs))
-    return {
-        name: np.stack([np.concatenate([part[c][s] for part in done]) for c in range(len(axes))])
-        for s, name in enumerate(wanted)
-    }
+            return list(pool.map(one, jobs))
+
+    def _draw(self, rows: int, rng: np.random.Generator) -> Floats:
+        drawn, start = np.empty((rows, sum(self._sizes))), 0
+        for size in self._sizes:
+            _tally(rng.integers(size, size=(rows, size)), drawn[:, start : start + size])
+            start += size
+        return drawn.take(self._place, axis=1)
+
+    def intervals(self, *figures: Figure) -> list[Metric]:
+        """Each figure with its 95 % interval, over the resamples in which it is defined."""
+        found: dict[int, Metric] = {}
+        for there in {figure.there.tobytes(): figure.there for figure in figures}.values():
+            same = [index for index, figure in enumerate(figures) if np.array_equal(figure.there, there)]
+            drawn = self._of(there, [figures[index].of for index in same])
+            found |= {index: self._interval(figures[index], row) for index, row in zip(same, drawn, strict=True)}
+        return [found[index] for index in range(len(figures))]
+
+    def _of(self, there: Labels, statistics: Sequence[Statistic]) -> Floats:
+        """Statistics over resamples of some of the images, (statistics, R)."""
+        if not there.any():
+            return np.full((len(statistics), self.resamples), np.nan)
+        part = Resampling(self._labels[there], self._group[there].tolist(), resamples=self.resamples, seed=self.seed)
+
+        def work(weights: Floats) -> Floats:
+            whole = np.zeros((len(weights), self.count))
+            whole[:, there] = weights
+            return np.stack([statistic(whole) for statistic in statistics])
+
+        return np.concatenate(part.map(work), axis=1)
+
+    def _interval(self, figure: Figure, drawn: Floats) -> Metric:
+        value = float(figure.of(np.ones((1, self.count)))[0])
+        defined = drawn[np.isfinite(drawn)]
+        if not np.isfinite(value) or not len(defined):
+            return Metric(float("nan"), float("nan"), float("nan"))
+        return figure.rule(value, defined, self.images(*figure.rests_on))
 
 
-def _draw(axes: Sequence[Axis], count: int, rng: np.random.Generator) -> Iterator[Counts]:
-    positives, negatives = len(axes[0].positive), len(axes[0].negative)
-    hit = rng.integers(positives, size=(count, positives), dtype=np.uint32)
-    miss = rng.integers(negatives, size=(count, negatives), dtype=np.uint32)
-    for axis in axes:
-        bins = len(axis.values)
-        yield Counts(axis, _tally(axis.positive, hit, bins), _tally(axis.negative, miss, bins))
+def numbered(groups: Sequence[object]) -> NDArray[np.int64]:
+    """Groups as numbers, in the order in which they first come."""
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
 
 
-def _tally(where: Integers, drawn: NDArray[np.uint32], bins: int) -> Floats:
-    rows = len(drawn)
+def _tally(chosen: NDArray[np.int64], out: Floats) -> None:
+    """Count how often each of n comes in a row of n; both are (rows, n)."""
+    rows, bins = chosen.shape
     if rows > MANY_ROWS:
-        cells = where.take(drawn) + bins * np.arange(rows)[:, None]
-        return np.bincount(cells.ravel(), minlength=rows * bins).reshape(rows, bins).astype(np.float64)
-    out = np.empty((rows, bins))
-    for row, indices in enumerate(drawn):  # long rows: one at a time stays in the processor's cache
-        out[row] = np.bincount(where.take(indices), minlength=bins)
-    return out
+        cells = chosen + bins * np.arange(rows)[:, None]
+        out[:] = np.bincount(cells.ravel(), minlength=rows * bins).reshape(rows, bins)
+        return
+    for row, indices in enumerate(chosen):  # long rows: one at a time stays in the processor's cache
+        out[row] = np.bincount(indices, minlength=bins)
+
+
+def auroc_of(generated: ArrayLike, scores: ArrayLike, within: ArrayLike | None = None) -> Figure:
+    """Probability that a generated image outscores a real one; ties count a half.
+
+    Args:
+        generated: (N,).
+        scores: (N,); NaN leaves an image out.
+        within: (N,) labels; only images of equal ones are compared (folds, contents). None compares all.
+    """
+    labels, values = np.asarray(generated, bool), np.asarray(scores, np.float64)
+    there = np.isfinite(values)
+    strata = np.zeros(len(values), int) if within is None else np.unique(np.asarray(within), return_inverse=True)[1]
+    parts = []
+    for stratum in range(strata.max(initial=0) + 1):
+        members = np.flatnonzero((strata == stratum) & there)
+        if labels[members].any() and not labels[members].all():
+            parts.append((members, Ranked(labels[members], values[members])))
+
+    def statistic(weights: Floats) -> Floats:
+        wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        for members, ranked in parts:
+            counts = Counts(ranked, weights[:, members])
+            wins += counts.wins
+            pairs += counts.positives * counts.negatives
+        return _ratio(wins, pairs)
+
+    return Figure(statistic, share, (labels & there, ~labels & there), there)
+
+
+def drop_of(generated: ArrayLike, before: ArrayLike, after: ArrayLike) -> Figure:
+    """AUROC before minus after, of the images that have a score both times; NaN leaves an image out."""
+    both = np.isfinite(np.asarray(before, np.float64)) & np.isfinite(np.asarray(after, np.float64))
+    first, second = (auroc_of(generated, np.where(both, scores, np.nan)) for scores in (before, after))
+    return first - second
+
+
+def mean_of(values: ArrayLike, chosen: ArrayLike | None = None, *, rule: Rule = mean) -> Figure:
+    """Mean of (N,) values over the chosen images; NaN leaves an image out. ``rule`` is `share` for those in [0, 1]."""
+    numbers = np.asarray(values, np.float64)
+    there = np.isfinite(numbers)
+    use = there if chosen is None else there & np.asarray(chosen, bool)
+    filled = np.where(use, numbers, 0.0)
+
+    def statistic(weights: Floats) -> Floats:
+        return _ratio(weights @ filled, weights @ use.astype(np.float64))
+
+    return Figure(statistic, rule, (use,), there)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0), np.float64)

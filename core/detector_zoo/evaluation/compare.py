@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from detector_zoo.errors import DatasetError
-from detector_zoo.evaluation.metrics import PROBABILISTIC, TITLES, Metric, measure, paired
+from detector_zoo.evaluation.intervals import FEW, Metric
+from detector_zoo.evaluation.metrics import PROBABILISTIC, TITLES, measure, paired
 from detector_zoo.evaluation.results import DetectorResult, Results
 
 __all__ = ["Comparison", "compare", "counterparts"]
@@ -39,9 +40,14 @@ class Comparison:
     after: dict[str, Metric]
     difference: dict[str, Metric]
 
+    @property
+    def few(self) -> bool:
+        """Whether a class has too few images for the intervals to be believed."""
+        return min(self.real, self.generated) < FEW
+
     def to_dict(self) -> dict[str, Any]:
         """JSON's types."""
-        return asdict(self)
+        return {**asdict(self), "few": self.few}
 
     def rows(self) -> list[list[str]]:
         """Metric, first, second, difference, and whether the difference's interval excludes 0."""
@@ -101,12 +107,13 @@ def compare(
     if not labels.any() or labels.all():
         common = f"{int((~labels).sum())} real and {int(labels.sum())} generated images"
         raise DatasetError(f"{names[0]} and {names[1]} have {common} in common; metrics need both")
+    groups = _groups(first[0], shared)
     columns = [np.array([side[sha256][1] for sha256 in shared]) for side in (ours, theirs)]
     thresholds = (first[1].threshold, second[1].threshold)
     calibrated = first[1].calibrated and second[1].calibrated
     wanted = tuple(name for name in TITLES if calibrated or name not in PROBABILISTIC)
     before, after = (
-        measure(labels, column, threshold, wanted, resamples=resamples, seed=seed)
+        measure(labels, column, threshold, wanted, groups=groups, resamples=resamples, seed=seed)
         for column, threshold in zip(columns, thresholds, strict=True)
     )
     return Comparison(
@@ -117,8 +124,18 @@ def compare(
         left_out=len(ours.keys() ^ theirs.keys()),
         before=before,
         after=after,
-        difference=paired(labels, columns[0], columns[1], thresholds, wanted, resamples=resamples, seed=seed),
+        difference=paired(
+            labels, columns[0], columns[1], thresholds, wanted, groups=groups, resamples=resamples, seed=seed
+        ),
     )
+
+
+def _groups(results: Results, shared: Sequence[str]) -> list[int] | None:
+    """Of the images, by SHA-256; None where the results do not tell."""
+    if not results.images.group:
+        return None
+    found = dict(zip(results.images.sha256, results.images.group, strict=True))
+    return [found[sha256] for sha256 in shared]
 
 
 def _scored(results: Results, one: DetectorResult) -> dict[str, tuple[bool, float]]:

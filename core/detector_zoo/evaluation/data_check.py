@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector_zoo import images
-from detector_zoo.errors import ImageError, ZooError
+from detector_zoo.errors import ImageError
+from detector_zoo.evaluation.copies import near, perceptual_hash
 from detector_zoo.evaluation.datasets import Bad, DataSet
 from detector_zoo.evaluation.samples import Sample
 
-__all__ = ["NEAR", "Check", "Pair", "check"]
-
-NEAR = 4
-"""Bits of 64 by which the perceptual hashes of one picture may differ."""
+__all__ = ["Check", "Pair", "check"]
 
 Watch = Callable[[Iterable[Sample]], Iterable[Sample]]
 
@@ -96,7 +94,7 @@ def check(data: DataSet, *, watch: Watch = iter) -> Check:
     hashes: list[int] = []
     formats: dict[str, Counter[str]] = {}
     sizes: dict[str, list[tuple[int, int]]] = {}
-    phash = _phash()
+    phash = perceptual_hash()
     for sample in watch(data.samples):
         try:
             decoded = images.decode(sample.path)
@@ -118,18 +116,6 @@ def check(data: DataSet, *, watch: Watch = iter) -> Check:
     )
 
 
-def _phash() -> Callable[[Any], int]:
-    try:
-        import imagehash
-    except ImportError as error:
-        raise ZooError("perceptual hashes need imagehash", hint="pip install 'detector-zoo[eval]'") from error
-
-    def phash(image: Any) -> int:
-        return int(str(imagehash.phash(image)), 16)
-
-    return phash
-
-
 def _quartiles(sizes: Sequence[tuple[int, int]]) -> tuple[int, int, int, int, int]:
     low, first, middle, third, high = (int(q) for q in np.percentile([min(s) for s in sizes], (0, 25, 50, 75, 100)))
     return low, first, middle, third, high
@@ -141,7 +127,7 @@ def _commonest(sizes: Sequence[tuple[int, int]]) -> tuple[str, float]:
 
 
 def _pairs(samples: Sequence[Sample], hashes: NDArray[np.uint64], names: Sequence[str]) -> Iterator[Pair]:
-    for i, j in _near(hashes):
+    for i, j in near(hashes):
         one, other = samples[i], samples[j]
         content = one.sha256 == other.sha256
         classes, splits = one.label != other.label, one.split != other.split
@@ -161,27 +147,3 @@ def _pairs(samples: Sequence[Sample], hashes: NDArray[np.uint64], names: Sequenc
 
 def _across(classes: bool, splits: bool) -> str:
     return " and ".join(word for word, there in (("classes", classes), ("splits", splits)) if there)
-
-
-def _near(hashes: NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """Pairs of at most `NEAR` differing bits, ascending.
-
-    Of NEAR + 1 runs of bits at least one is equal in such a pair, so that only images that share a run are compared.
-    """
-    found: set[tuple[int, int]] = set()
-    edges = np.linspace(0, 64, NEAR + 2).astype(int)
-    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        run = (hashes >> np.uint64(start)) & np.uint64((1 << (stop - start)) - 1)
-        order = np.argsort(run, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(run[order])) + 1):
-            for at, i in enumerate(members[:-1].tolist()):
-                rest = members[at + 1 :]
-                close = rest[_bits(hashes[rest] ^ hashes[i]) <= NEAR]
-                found.update((min(i, j), max(i, j)) for j in close.tolist())
-    return sorted(found)
-
-
-def _bits(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How many bits of each are set, (N,)."""
-    bits = np.unpackbits(values[:, None].view(np.uint8), axis=1)
-    return np.asarray(bits.sum(1), np.int64)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from detector_zoo import __version__, predictions
 from detector_zoo.errors import DatasetError
+from detector_zoo.evaluation.bootstrap import numbered
 from detector_zoo.evaluation.datasets import DataSet
 from detector_zoo.evaluation.equalised import original_of
-from detector_zoo.evaluation.metrics import FEW, PROBABILISTIC, TITLES, Metric, measure, oracle
+from detector_zoo.evaluation.intervals import FEW, Metric
+from detector_zoo.evaluation.metrics import PROBABILISTIC, TITLES, measure, oracle
 from detector_zoo.evaluation.provenance import environment, git_state
 from detector_zoo.evaluation.results import Counts, Data, DetectorResult, Generator, Images, Results, Source
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.rows import Prediction
 
 __all__ = ["evaluate", "merge"]
@@ -121,8 +123,9 @@ def evaluate(
             hint="rows are joined by the images' sha256, or by path where a row has none",
         )
     names = _distinct_names(columns)
+    groups = numbered([source_of(sample) for sample in samples])
     detectors = [
-        _result(name, column, samples, labels, by, resamples=resamples, seed=seed)
+        _result(name, column, samples, labels, groups, by, resamples=resamples, seed=seed)
         for name, column in zip(names, columns, strict=True)
     ]
     return Results(
@@ -146,6 +149,7 @@ def evaluate(
             label=[sample.label for sample in samples],
             generator=[sample.generator for sample in samples],
             source=[sample.source for sample in samples],
+            group=groups.tolist(),
         ),
         detectors=detectors,
     )
@@ -220,6 +224,7 @@ def _result(
     column: _Column,
     samples: Sequence[Sample],
     labels: NDArray[np.bool_],
+    groups: NDArray[np.int64],
     by: By,
     *,
     resamples: int,
@@ -234,7 +239,15 @@ def _result(
     def metrics(chosen: NDArray[np.bool_], names: Sequence[str] = wanted) -> dict[str, Metric]:
         if labels[chosen].all() or not labels[chosen].any():
             return {}
-        return measure(labels[chosen], scores[chosen], threshold, names, resamples=resamples, seed=seed)
+        return measure(
+            labels[chosen],
+            scores[chosen],
+            threshold,
+            names,
+            groups=groups[chosen].tolist(),
+            resamples=resamples,
+            seed=seed,
+        )
 
     best = oracle(labels[scored], scores[scored]) if metrics(scored, ("auroc",)) else None
     detector, weights, sha256, version = column.key

@@ -19,18 +19,18 @@ from detector_zoo.detector import Localizer
 from detector_zoo.errors import DatasetError, ImageError, PluginError
 from detector_zoo.evaluation import spectrum
 from detector_zoo.evaluation.audits import Audit, Cell, Table
+from detector_zoo.evaluation.bootstrap import Figure, Resampling, auroc_of, mean_of
 from detector_zoo.evaluation.equalise import reencode
 from detector_zoo.evaluation.exchange import KERNEL, exchange, soft_exchange
-from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, log_odds, source_of
+from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, decided, log_odds
+from detector_zoo.evaluation.intervals import Metric, share
 from detector_zoo.evaluation.localization import energy_inside, read_mask
-from detector_zoo.evaluation.metrics import Metric
-from detector_zoo.evaluation.resampling import Floats, Resampling, Statistic, auroc, mean
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.loading import LoadedDetector
 
 __all__ = ["VERSIONS", "ExchangeAudit", "MapShare", "Spectra", "Version", "exchange_audit"]
 
-Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 
 VERSIONS = ("original", "inpainted", "exchanged", "soft edges")
 """What is scored of each triple."""
@@ -38,16 +38,15 @@ VERSIONS = ("original", "inpainted", "exchanged", "soft edges")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One way to edit, against the originals.
+    """One way to edit, against the originals; pictures on which the detector abstains are in the mean log-odds only.
 
     Attributes:
         auroc: Of edits against originals.
-        accuracy: Mean of the two classes' accuracies at the weights' threshold, over the pictures on which the
-            detector does not abstain.
+        accuracy: Mean of the two classes' accuracies at the weights' threshold.
         called_generated: Share of edits that it calls generated.
-        inconclusive: Edits on which it abstains. They rank in the AUROC, which compares the same pictures throughout.
+        inconclusive: Edits on which it abstains.
         log_odds: Mean.
-        auroc_drop: Of inpainted minus this version, paired by triple.
+        auroc_drop: Of inpainted minus this version, paired by triple, of those whose edits it decides on both times.
         accuracy_drop: Likewise.
     """
 
@@ -134,8 +133,8 @@ class ExchangeAudit(Audit):
         history = "compared as decoded" if self.quality is None else f"each last given a JPEG of quality {self.quality}"
         formats = ", ".join(f"{count} {pair}" for pair, count in self.formats.items())
         note = (
-            f"{self.triples} triples, {history}; files: {formats}; {self.already} edits are exchanges already and left "
-            "out. Drops are from the inpainted version, paired. "
+            f"{self.triples} {'triple' if self.triples == 1 else 'triples'}, {history}; files: {formats}; exchanges "
+            f"already, left out: {self.already}. Drops are from the inpainted version, paired. "
             f"Soft edges: the mask blurred by a {KERNEL}x{KERNEL} Gaussian as alpha; if edges were the clue, they "
             "would change the score."
         )
@@ -153,7 +152,7 @@ class ExchangeAudit(Audit):
                 ("exchanged: the same, dB", self.spectra.loss_exchanged),
                 ("error against local detail, Pearson r", self.spectra.correlation),
             )
-            note = f"{self.spectra.images} triples; r is defined in {self.spectra.correlated} of them."
+            note = f"Triples large enough: {self.spectra.images}; r is defined in {self.spectra.correlated} of them."
             found.append(Table("Spectral test", ("", ""), lines, note))
         return [*found, self.origin.table()]
 
@@ -252,7 +251,7 @@ def exchange_audit(
         triples=len(used),
         already=len(already),
         quality=quality,
-        original=resampling.intervals(mean(scores[0]))[0],
+        original=resampling.intervals(mean_of(scores[0]))[0],
         versions={name: _version(scores, row, detector, resampling) for row, name in _EDITS},
         maps=_map_share([gathered.shares[index] for index in used], resampling) if localizes else None,
         spectra=_spectra(gathered, used, resampling),
@@ -287,38 +286,45 @@ def _versions(
 
 
 def _version(scores: Floats, row: int, detector: LoadedDetector, resampling: Resampling) -> Version:
-    count = scores.shape[1]
-    labels = np.repeat([False, True], count)
+    known = decided(detector, scores)
+    both = np.isfinite(known[1]) & np.isfinite(known[row])
+    edits, same, inpainted = known[row], np.where(both, known[row], np.nan), np.where(both, known[1], np.nan)
 
-    def area(of: int) -> Statistic:
-        pairs = auroc(labels, np.concatenate([scores[0], scores[of]]))
-        return lambda weights: pairs(np.hstack([weights, weights]))
+    def called(log_odds: Floats) -> Floats:
+        return np.where(np.isfinite(log_odds), log_odds > detector.threshold, np.nan)
 
-    undecided = np.abs(scores - detector.threshold) < detector.inconclusive
-    generated = scores > detector.threshold
-
-    def accuracy(of: int) -> Statistic:
-        real = mean(np.where(undecided[0], np.nan, ~generated[0]))
-        edits = mean(np.where(undecided[of], np.nan, generated[of]))
-        return lambda weights: (real(weights) + edits(weights)) / 2
-
-    def drop(figure: Statistic, of: Statistic) -> Statistic:
-        return lambda weights: of(weights) - figure(weights)
+    def accuracy(edits: Floats) -> Figure:
+        real, fake = mean_of(1 - called(known[0])), mean_of(called(edits))
+        return Figure(
+            lambda weights: (real.of(weights) + fake.of(weights)) / 2,
+            share,
+            real.rests_on + fake.rests_on,
+            real.there | fake.there,
+        )
 
     figures = resampling.intervals(
-        area(row),
-        accuracy(row),
-        mean(generated[row] & ~undecided[row]),
-        mean(scores[row]),
-        drop(area(row), area(1)),
-        drop(accuracy(row), accuracy(1)),
+        _area(known[0], edits),
+        accuracy(edits),
+        mean_of(called(edits), rule=share),
+        mean_of(scores[row]),
+        _area(known[0], inpainted) - _area(known[0], same),
+        accuracy(inpainted) - accuracy(same),
     )
     names = ("auroc", "accuracy", "called_generated", "log_odds", "auroc_drop", "accuracy_drop")
-    return Version(inconclusive=int(undecided[row].sum()), **dict(zip(names, figures, strict=True)))
+    return Version(inconclusive=abstentions(detector, scores[row]), **dict(zip(names, figures, strict=True)))
+
+
+def _area(originals: Floats, edits: Floats) -> Figure:
+    """AUROC of edits against originals, (N,) each by triple; NaN leaves one out."""
+    pairs = auroc_of(np.repeat([False, True], len(edits)), np.concatenate([originals, edits]))
+    rests_on = np.isfinite(originals), np.isfinite(edits)
+    return Figure(lambda weights: pairs.of(np.hstack([weights, weights])), share, rests_on, rests_on[0] | rests_on[1])
 
 
 def _map_share(shares: Sequence[tuple[float, float, float]], resampling: Resampling) -> MapShare:
-    inpainted, exchanged, area = resampling.intervals(*(mean(column) for column in zip(*shares, strict=True)))
+    inpainted, exchanged, area = resampling.intervals(
+        *(mean_of(column, rule=share) for column in zip(*shares, strict=True))
+    )
     return MapShare(inpainted=inpainted, exchanged=exchanged, area=area)
 
 
@@ -334,7 +340,7 @@ def _spectra(gathered: _Gathered, used: Sequence[int], resampling: Resampling) -
         original, *others = gathered.power[index]
         losses[:, place] = [spectrum.high_frequency_loss(other, original) for other in others]
     r = np.array([gathered.r[index] for index in used])
-    inpainted, exchanged, correlation = resampling.intervals(mean(losses[0]), mean(losses[1]), mean(r))
+    inpainted, exchanged, correlation = resampling.intervals(mean_of(losses[0]), mean_of(losses[1]), mean_of(r))
     # Black pictures have no power at all; 1e-20 lies far below a grey level's.
     decibels = 10 * np.log10(np.maximum(power, 1e-20)).mean(0)
     return Spectra(

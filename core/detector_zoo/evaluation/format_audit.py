@@ -14,13 +14,16 @@ from PIL import Image
 
 from detector_zoo.errors import DatasetError, ZooError
 from detector_zoo.evaluation.audits import Audit, Cell, Table
+from detector_zoo.evaluation.bootstrap import Figure, Resampling, auroc_of, drop_of
+from detector_zoo.evaluation.copies import merged, near, perceptual_hash
 from detector_zoo.evaluation.equalise import FINAL_QUALITY, equalise_file
 from detector_zoo.evaluation.file_facts import GROUPS, Facts, file_facts
-from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, log_odds, require_both, source_of
-from detector_zoo.evaluation.metrics import Metric
-from detector_zoo.evaluation.resampling import Floats, Resampling, Statistic, auroc
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.in_memory import Loaded, Reader, Watch, abstentions, decided, log_odds, require_both
+from detector_zoo.evaluation.intervals import FEW, Metric, ratio
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.loading import LoadedDetector
+
+Floats = NDArray[np.float64]
 
 __all__ = ["DetectorShare", "FormatAudit", "format_audit"]
 
@@ -36,13 +39,15 @@ class DetectorShare:
     Attributes:
         before: AUROC on the files as they are.
         after: AUROC on the same images equalised.
-        drop: before - after, paired.
+        abstained: Images on which the detector abstains, as they are and equalised; they are in neither figure.
+        drop: before - after, paired, of the images on which it abstains neither time.
         share: drop / (before - 0.5): how much of what lies above chance was format. Above 1 where equalising
             leaves less than chance, below 0 where it helps; NaN where ``before`` is not clearly above chance.
     """
 
     before: Metric
     after: Metric
+    abstained: tuple[int, int]
     drop: Metric
     share: Metric
 
@@ -55,6 +60,8 @@ class FormatAudit(Audit):
         before: AUROC of a classifier that sees no pixel, by group of facts and for all together.
         after: The same once every image is equalised.
         codecs: How many files have which codec, by class.
+        pictures: Groups of images that are of one photograph, or look alike; each lies in one fold.
+        few: Whether these are too few for the figures to be believed.
         detector: None where none was asked.
     """
 
@@ -62,6 +69,8 @@ class FormatAudit(Audit):
     before: Mapping[str, Metric]
     after: Mapping[str, Metric]
     codecs: Mapping[str, Mapping[str, int]]
+    pictures: int
+    few: bool
     detector: DetectorShare | None
 
     @property
@@ -76,6 +85,8 @@ class FormatAudit(Audit):
         """What files give away, the codecs, and the detector's share."""
         rows = tuple((group, metric, self.after[group]) for group, metric in self.before.items())
         verdict = "Files tell the classes apart" if self.shortcut else "No file shortcut found"
+        if self.few:
+            verdict += f" ({self.pictures} pictures are too few to rely on that)"
         if self.after[ALL].low > 0.5:
             verdict += ", and equalising does not hide all of it"
         found = [
@@ -83,8 +94,8 @@ class FormatAudit(Audit):
                 "AUROC from the file alone, no pixel seen",
                 ("facts", "as it is", "equalised"),
                 rows,
-                f"{verdict}. Cross-validated, photographs and what was made from them in one fold; compared within "
-                "folds, so that chance is 0.5.",
+                f"{verdict}. Cross-validated, photographs and what was made from them, told by the set or by their "
+                "looks, in one fold; compared within folds, so that chance is 0.5.",
             ),
             Table(
                 "Files",
@@ -96,6 +107,7 @@ class FormatAudit(Audit):
             figures: tuple[tuple[Cell, ...], ...] = (
                 ("AUROC as it is", self.detector.before),
                 ("AUROC equalised", self.detector.after),
+                ("abstained as it is, equalised", "{}, {}".format(*self.detector.abstained)),
                 ("drop", self.detector.drop),
                 ("share above chance that was format", self.detector.share),
             )
@@ -116,10 +128,12 @@ def format_audit(
 ) -> FormatAudit:
     """Measure what codec, quantisation table, size, chroma subsampling and metadata tell of the classes.
 
-    A random forest on the facts of `detector_zoo.evaluation.file_facts`, cross-validated in folds that keep
-    `Sample.group` together. Intervals resample images (groups of them) for the scores out of the folds; they do not
-    hold what another training set would change. Equalising is `detector_zoo.evaluation.equalise.equalise_file`;
-    the equalised image counts as a JPEG file of its final quality.
+    A random forest on the facts of `detector_zoo.evaluation.file_facts`, cross-validated in folds that keep together
+    what is of one photograph (`Sample.group`, `Sample.original`) or looks alike (perceptual hash): a forest that has
+    seen the twin of other label would say the opposite of the truth, and come out below chance. Intervals resample
+    images (groups of them) for the scores out of the folds; they do not hold what another training set would change.
+    Equalising is `detector_zoo.evaluation.equalise.equalise_file`; the equalised image counts as a JPEG file of its
+    final quality.
 
     Args:
         samples: Of both classes.
@@ -133,16 +147,19 @@ def format_audit(
     Raises:
         DatasetError: A class is missing, or has fewer than two groups to cross-validate with.
         ImageError: A file cannot be read, and bad ones are not skipped.
-        ZooError: scikit-learn is not installed.
+        ZooError: scikit-learn or imagehash is not installed.
     """
     _sklearn()
     require_both(samples)
     reader = Reader(samples, skip_bad, watch)
     facts: dict[int, tuple[Facts, Facts]] = {}
+    looks: dict[int, int] = {}
+    phash = perceptual_hash()
 
     def equalised(item: Loaded) -> Image.Image:
         equal = equalise_file(item.sample.path)
         facts[item.index] = file_facts(item.data), file_facts(_as_file(equal))
+        looks[item.index] = phash(item.decoded.oriented("apply"))
         return equal
 
     def pictures(policy: str) -> Iterator[tuple[tuple[int, int], Image.Image]]:
@@ -163,7 +180,8 @@ def format_audit(
     chosen = [samples[index] for index in used]
     require_both(chosen)
     labels = np.array([sample.generated for sample in chosen])
-    groups = [source_of(sample) for sample in chosen]
+    alike = near(np.array([looks[index] for index in used], np.uint64))
+    groups = merged([source_of(sample) for sample in chosen], alike)
     resampling = Resampling(labels, groups, resamples=resamples, seed=seed)
     folds = _folds(labels, groups, seed)
     before, after = (_tell(labels, folds, [facts[index][when] for index in used], resampling, seed) for when in (0, 1))
@@ -178,7 +196,9 @@ def format_audit(
         before=before,
         after=after,
         codecs=_codecs(chosen, [facts[index][0] for index in used]),
-        detector=_share(labels, scores[0, used], scores[1, used], resampling) if detector else None,
+        pictures=len(set(groups)),
+        few=resampling.images(labels, ~labels) < FEW,
+        detector=_share(labels, scores[:, used], detector, resampling) if detector else None,
     )
 
 
@@ -218,7 +238,7 @@ def _tell(
     """AUROC of the facts, by group and all together."""
     parts = {group: _matrix([fact[group] for fact in facts]) for group in GROUPS}
     parts[ALL] = np.concatenate(list(parts.values()), axis=1)
-    figures = [auroc(labels, _judged(labels, folds, matrix, seed), within=folds) for matrix in parts.values()]
+    figures = [auroc_of(labels, _judged(labels, folds, matrix, seed), within=folds) for matrix in parts.values()]
     found = dict(zip(parts, resampling.intervals(*figures), strict=True))
     return {ALL: found.pop(ALL), **found}
 
@@ -258,17 +278,25 @@ def _codecs(samples: Sequence[Sample], facts: Sequence[Facts]) -> dict[str, dict
     return found
 
 
-def _share(labels: NDArray[np.bool_], before: Floats, after: Floats, resampling: Resampling) -> DetectorShare:
-    first, second = auroc(labels, before), auroc(labels, after)
-
-    def drop(weights: Floats) -> Floats:
-        return first(weights) - second(weights)
+def _share(
+    labels: NDArray[np.bool_], scores: Floats, detector: LoadedDetector, resampling: Resampling
+) -> DetectorShare:
+    before, after = (decided(detector, row) for row in scores)
+    drop = drop_of(labels, before, after)
+    above = auroc_of(labels, np.where(np.isfinite(after), before, np.nan))
 
     def share(weights: Floats) -> Floats:
-        above = first(weights) - 0.5
-        return np.where(above > 0, drop(weights) / np.where(above > 0, above, 1), np.nan)
+        room = above.of(weights) - 0.5
+        return np.where(room > 0, drop.of(weights) / np.where(room > 0, room, 1), np.nan)
 
-    figures: list[Statistic] = [first, second, drop, share]
-    was, became, lost, part = resampling.intervals(*figures)
+    was, became, lost, part = resampling.intervals(
+        auroc_of(labels, before), auroc_of(labels, after), drop, Figure(share, ratio, drop.rests_on, drop.there)
+    )
     unknown = Metric(float("nan"), float("nan"), float("nan"))
-    return DetectorShare(before=was, after=became, drop=lost, share=part if was.low > 0.5 else unknown)
+    return DetectorShare(
+        before=was,
+        after=became,
+        abstained=(abstentions(detector, scores[0]), abstentions(detector, scores[1])),
+        drop=lost,
+        share=part if was.low > 0.5 else unknown,
+    )

@@ -20,7 +20,7 @@ from detector_zoo.evaluation.provenance import environment, git_state
 from detector_zoo.evaluation.samples import Sample
 from detector_zoo.loading import LoadedDetector
 
-__all__ = ["Loaded", "Reader", "abstentions", "as_decoded", "log_odds", "require_both", "score", "source_of", "subset"]
+__all__ = ["Loaded", "Reader", "abstentions", "as_decoded", "decided", "log_odds", "require_both", "score", "subset"]
 
 Key = TypeVar("Key")
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
@@ -172,6 +172,11 @@ def abstentions(detector: LoadedDetector, scores: NDArray[np.float64]) -> int:
     return int((np.abs(scores - detector.threshold) < detector.inconclusive).sum())
 
 
+def decided(detector: LoadedDetector, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds, NaN where the detector abstains: what figures of right and wrong are made of."""
+    return np.where(np.abs(scores - detector.threshold) < detector.inconclusive, np.nan, scores)
+
+
 def log_odds(
     detector: LoadedDetector, pictures: Iterable[tuple[tuple[int, int], Image.Image]], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float64], dict[tuple[int, int], str]]:
@@ -184,11 +189,6 @@ def log_odds(
         else:
             scores[key] = value
     return scores, errors
-
-
-def source_of(sample: Sample) -> str:
-    """What a sample shares with those that are made from the same photograph: its group, the photograph, or itself."""
-    return sample.group or str(sample.original or sample.path)
 
 
 def subset(samples: Sequence[Sample], limit: int | None, seed: int) -> list[Sample]:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from detector_zoo.errors import DatasetError, PluginError
 from detector_zoo.evaluation.audits import Audit, Table
-from detector_zoo.evaluation.in_memory import Reader, Watch, abstentions, log_odds, require_both, source_of
-from detector_zoo.evaluation.metrics import Metric
+from detector_zoo.evaluation.bootstrap import Resampling, auroc_of, drop_of, mean_of
+from detector_zoo.evaluation.in_memory import Reader, Watch, abstentions, decided, log_odds, require_both
+from detector_zoo.evaluation.intervals import Metric
 from detector_zoo.evaluation.perturbations import GRID, Perturbation, parse
-from detector_zoo.evaluation.resampling import Resampling, auroc, mean
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.loading import LoadedDetector
 
 __all__ = ["Laundering", "Point", "laundering"]
@@ -30,9 +30,11 @@ class Point:
         perturbation: As it was asked for, ``jpeg:75``.
         name: Without the number: points of one name make a curve.
         value: The number, or None.
-        auroc: Over the images that could be perturbed and scored.
-        drop: AUROC without perturbation minus this one, of the same images; its interval is paired.
-        real: Mean log-odds of photographs.
+        auroc: Over the images that could be perturbed and scored, and on which the detector does not abstain.
+        drop: AUROC without perturbation minus this one, of the images on which it abstains neither time; its interval
+            is paired.
+        abstained: Images on which it abstains.
+        real: Mean log-odds of photographs, abstentions included.
         generated: Mean log-odds of generated images.
         failed: Images that could not be perturbed or scored, though they could be scored as they are.
         cause: Why the first of them failed.
@@ -43,6 +45,7 @@ class Point:
     value: float | None
     auroc: Metric
     drop: Metric
+    abstained: int
     real: Metric
     generated: Metric
     failed: int
@@ -71,8 +74,8 @@ class Laundering(Audit):
 
     def tables(self) -> list[Table]:
         """AUROC and both classes' mean log-odds, a row a perturbation."""
-        rows = tuple((p.perturbation, p.auroc, p.drop, p.real, p.generated, p.failed) for p in self.points)
-        head = ("perturbation", "AUROC", "drop", "mean log-odds, real", "generated", "failed")
+        rows = tuple((p.perturbation, p.auroc, p.drop, p.abstained, p.real, p.generated, p.failed) for p in self.points)
+        head = ("perturbation", "AUROC", "drop", "abstained", "mean log-odds, real", "generated", "failed")
         note = "Intervals: 95 %, bootstrap over images; the drop's is paired."
         if self.left_out:
             note += f" Left out: {'; '.join(self.left_out)}."
@@ -139,8 +142,9 @@ def laundering(
         _point(
             perturbation,
             labels[usable],
-            scores[row, usable],
-            scores[0, usable],
+            scores[:, usable],
+            row,
+            detector,
             resampling,
             next((cause for (at, index), cause in failed.items() if at == row and usable[index]), ""),
         )
@@ -167,13 +171,17 @@ def _point(
     perturbation: Perturbation,
     labels: NDArray[np.bool_],
     scores: NDArray[np.float64],
-    plain: NDArray[np.float64],
+    row: int,
+    detector: LoadedDetector,
     resampling: Resampling,
     cause: str,
 ) -> Point:
-    after, before = auroc(labels, scores), auroc(labels, np.where(np.isfinite(scores), plain, np.nan))
+    plain, after = decided(detector, scores[0]), decided(detector, scores[row])
     area, drop, real, generated = resampling.intervals(
-        after, lambda weights: before(weights) - after(weights), mean(scores, ~labels), mean(scores, labels)
+        auroc_of(labels, after),
+        drop_of(labels, plain, after),
+        mean_of(scores[row], ~labels),
+        mean_of(scores[row], labels),
     )
     return Point(
         perturbation=str(perturbation),
@@ -181,8 +189,9 @@ def _point(
         value=perturbation.value,
         auroc=area,
         drop=drop,
+        abstained=abstentions(detector, scores[row]),
         real=real,
         generated=generated,
-        failed=int((~np.isfinite(scores)).sum()),
+        failed=int((~np.isfinite(scores[row])).sum()),
         cause=cause,
     )

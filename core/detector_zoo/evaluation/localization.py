@@ -20,10 +20,10 @@ from detector_zoo.detector import Localizer
 from detector_zoo.errors import DatasetError, ImageError, PluginError
 from detector_zoo.evaluation import metrics
 from detector_zoo.evaluation.audits import Audit, Cell, Table
-from detector_zoo.evaluation.in_memory import Reader, Watch, source_of
-from detector_zoo.evaluation.metrics import Metric
-from detector_zoo.evaluation.resampling import Resampling, mean
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.bootstrap import Resampling, mean_of
+from detector_zoo.evaluation.in_memory import Reader, Watch
+from detector_zoo.evaluation.intervals import Metric, share
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.loading import LoadedDetector
 
 __all__ = [
@@ -265,7 +265,7 @@ def localization(
         [True] * len(chosen), [source_of(sample) for sample in chosen], resamples=resamples, seed=seed
     )
     names = ("iou", "oracle_iou", "ap", "auroc", "energy", "area")
-    means = [mean([getattr(figures, name) for figures in found.values()]) for name in names]
+    means = [mean_of([getattr(figures, name) for figures in found.values()], rule=share) for name in names]
     iou, oracle, ap, auroc, energy, area = resampling.intervals(*means)
     return Localization(
         origin=reader.origin(detector, data, seed, resamples),

@@ -1,30 +1,31 @@
 """Metrics of a binary score, each with a 95 % interval by a bootstrap within the classes.
 
 Labels are 1 for generated and 0 for real; a higher score means generated. Values come from scikit-learn wherever it
-has the metric; the resamples behind the intervals are counted by `bootstrap`, whose metrics are tested equal to
-scikit-learn's on the resamples themselves.
+has the metric; the resamples behind the intervals are counted by `counts`, whose metrics are tested equal to
+scikit-learn's on the resamples themselves. `intervals` has the rules by which resamples become an interval.
 
-An interval is the value, on the logit scale, plus and minus Student's quantile times the resamples' standard error,
-with the degrees of freedom of the smaller class: in simulation it covers the truth more often than the percentiles of
-the same resamples do, and it widens as a class gets small (`pytest tests/test_metrics.py -k coverage`).
-A value of 0 or 1, about which resamples know nothing, has the exact interval of a proportion of that many images. The
-calibration error sums absolute values, which noise can only raise; its interval is the value plus and minus what noise
-alone amounts to in 97.5 % of the resamples: it covers more often than 95 %, and reaches 0 where nothing speaks against.
-No bootstrap knows more than the images that it draws from: with fewer than `FEW` of a class do not believe it, and
-TPR at 1 % FPR, a statement on the rarest real images, wants some thousand of them.
+Two metrics have rules of their own. The calibration error sums absolute values, which noise can only raise: see
+`counts.calibration_noise`. TPR at a low FPR rests on the few highest real images: where fewer than `RARE` of them may
+be flagged, no set knows a lower bound, and the interval starts at 0.
+No bootstrap knows more than the images that it draws from: with fewer than `FEW` of a class do not believe it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detector_zoo.errors import ZooError
-from detector_zoo.evaluation.bootstrap import ECE_BINS, Floats, calibration_noise, resample, statistics
+from detector_zoo.evaluation import intervals
+from detector_zoo.evaluation.bootstrap import Resampling
+from detector_zoo.evaluation.counts import ECE_BINS, Counts, Ranked, calibration_noise, statistics
+from detector_zoo.evaluation.intervals import FEW, TAILS, Metric
+
+Floats = NDArray[np.float64]
 
 __all__ = [
     "FEW",
@@ -64,25 +65,15 @@ TITLES = {
 }
 """Every metric's name, and how it is written for people."""
 
+_LIMITS = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+
 PROBABILISTIC = ("brier", "ece")
 """Metrics of probabilities: they say nothing of a detector whose scores are not calibrated."""
 
-FEW = 10
-"""Images of a class below which an interval is not to be believed."""
+RARE = 3
+"""Real images that a limit of the FPR lets flag, below which the bootstrap of the TPR is not to be believed."""
 
 _SUMMARY = ("auroc", "average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5", "balanced_accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A value in [0, 1], or a difference of two in [-1, 1], and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def _checked(labels: ArrayLike, *columns: ArrayLike) -> tuple[NDArray[np.bool_], list[Floats]]:
@@ -223,8 +214,7 @@ def _values(threshold: float) -> dict[str, Callable[[ArrayLike, ArrayLike], floa
     return {
         "auroc": auroc,
         "average_precision": average_precision,
-        "tpr_at_fpr_1": lambda y, s: tpr_at_fpr(y, s, 0.01),
-        "tpr_at_fpr_5": lambda y, s: tpr_at_fpr(y, s, 0.05),
+        **{name: partial(tpr_at_fpr, fpr=limit) for name, limit in _LIMITS.items()},
         "balanced_accuracy": lambda y, s: balanced_accuracy(y, s, threshold),
         "real_accuracy": lambda y, s: real_accuracy(y, s, threshold),
         "generated_accuracy": lambda y, s: generated_accuracy(y, s, threshold),
@@ -234,46 +224,10 @@ def _values(threshold: float) -> dict[str, Callable[[ArrayLike, ArrayLike], floa
     }
 
 
-def _interval(name: str, value: float, drawn: Floats, images: int) -> Metric:
-    """Interval of a value in [0, 1] from its resamples; ``images`` are those that it rests on."""
-    bound = 1 - 0.025 ** (1 / images)  # Clopper and Pearson's, of none or all of ``images``
-    if not 0 < value < 1:
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return Metric(value, min(float(low), 1 - bound), 1.0) if value else Metric(value, 0.0, max(float(high), bound))
-    error = _spread(drawn, images)
-    if error == 0:
-        # Of one class all are right and of the other none: resamples cannot show how rare the exceptions are.
-        error = bound if name in _COUNTED else 0.0
-    logit, half = float(np.log(value / (1 - value))), error / (value * (1 - value))
-    low, high = (float(np.exp(-np.logaddexp(0.0, -x))) for x in (logit - half, logit + half))
-    return Metric(value, low, high)
-
-
-def _spread(drawn: Floats, images: int) -> float:
-    """Half the width of an interval: the standard error, as of ``images`` - 1 degrees of freedom, times t.
-
-    Resampling n images of a class understates the variance by (n - 1) / n.
-    """
-    if images < 2:
-        return float("inf")
-    error = float(np.std(drawn, ddof=1))
-    # What rounding leaves of equal resamples is no error.
-    if error < 1e-12:
-        return 0.0
-    return error * float(np.sqrt(images / (images - 1)) * _t_quantile(images - 1))
-
-
-def _images(name: str, labels: NDArray[np.bool_]) -> int:
-    """How many images a metric rests on: those of its class, or of the smaller one."""
-    generated = int(labels.sum())
-    real = len(labels) - generated
-    return {"real_accuracy": real, "generated_accuracy": generated}.get(name, min(real, generated))
-
-
-def _t_quantile(freedom: int) -> float:
-    from scipy.special import stdtrit  # comes with scikit-learn
-
-    return float(stdtrit(freedom, 0.975))
+def _images(name: str, resampling: Resampling, labels: NDArray[np.bool_]) -> int:
+    """How many images a metric rests on: those of its class, or of the smaller one; groups of them count once."""
+    classes = {"real_accuracy": (~labels,), "generated_accuracy": (labels,)}.get(name, (labels, ~labels))
+    return resampling.images(*classes)
 
 
 def measure(
@@ -282,6 +236,7 @@ def measure(
     threshold: float = 0.0,
     names: Sequence[str] = tuple(TITLES),
     *,
+    groups: Sequence[object] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Metric]:
@@ -292,6 +247,8 @@ def measure(
         scores: (N,), log-odds, finite.
         threshold: In log-odds; a score above it is called generated.
         names: Of `TITLES`.
+        groups: (N,), equal for images that belong together, such as a photograph and its edits: they are drawn
+            together. None draws each for itself.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
@@ -299,17 +256,55 @@ def measure(
         By name, in the order of ``names``.
     """
     y, (s,) = _checked(labels, scores)
-    values, known = _values(threshold), statistics(threshold) | {"ece": calibration_noise(y, s)}
-    drawn = resample(y, [s], {name: known[name] for name in names}, resamples, seed)
+    resampling, ranked = Resampling(y, groups, resamples=resamples, seed=seed), Ranked(y, s)
+    values, known = _values(threshold), statistics(threshold)
+    known["ece"] = lambda counts: counts.gaps
+    drawn = _drawn(resampling, [(ranked, [known[name] for name in names])])[0]
     out = {}
-    for name in names:
+    for name, resampled in zip(names, drawn, strict=True):
         value = values[name](y, s)
         if name == "ece":
-            noise = float(np.quantile(drawn[name][0], 0.975))
-            out[name] = Metric(value, max(value - noise, 0.0), min(value + noise, 1.0))
+            raised, lowered = calibration_noise(Counts(ranked, np.ones((1, len(y)))), resampled)
+            low, high = np.quantile(raised, TAILS[1]), np.quantile(lowered, TAILS[0])
+            out[name] = Metric(value, max(value - float(low), 0.0), min(value - float(high), 1.0))
+        elif name in _LIMITS and _LIMITS[name] * int((~y).sum()) < RARE:
+            out[name] = _rare_tpr(value, y, s, _LIMITS[name])
         else:
-            out[name] = _interval(name, value, drawn[name][0], _images(name, y))
+            images = _images(name, resampling, y)
+            out[name] = intervals.share(value, resampled, images, counted=name in _COUNTED)
     return out
+
+
+def _drawn(
+    resampling: Resampling, columns: Sequence[tuple[Ranked, Sequence[Callable[[Counts], Floats]]]]
+) -> list[list[Floats]]:
+    """For each column of scores its statistics' values over the resamples, (R, ...) each."""
+
+    def work(weights: Floats) -> list[list[Floats]]:
+        found = []
+        for ranked, wanted in columns:
+            counts = Counts(ranked, weights)
+            found.append([statistic(counts) for statistic in wanted])
+        return found
+
+    chunks = resampling.map(work)
+    return [[np.concatenate(parts) for parts in zip(*column, strict=True)] for column in zip(*chunks, strict=True)]
+
+
+def _rare_tpr(value: float, labels: NDArray[np.bool_], scores: Floats, limit: float) -> Metric:
+    """Interval of the TPR at a limit of the FPR that allows fewer than `RARE` of the real images.
+
+    How many real images lie above the threshold at which the FPR *is* the limit has a binomial distribution. Of so
+    few it may well be none, and the threshold anywhere above them all, with nothing found: the interval starts at 0.
+    It ends where the share found above the lowest such threshold does; both are missed with 1.25 % at most.
+    """
+    from scipy.special import bdtr
+
+    real, generated = np.sort(scores[~labels])[::-1], scores[labels]
+    tail = TAILS[0] / 2
+    most = int(np.searchsorted(bdtr(np.arange(len(real) + 1), len(real), limit), 1 - tail))
+    found = int((generated >= real[most]).sum()) if most < len(real) else len(generated)
+    return Metric(value, 0.0, intervals.clopper_pearson(found, len(generated), tail)[1])
 
 
 def paired(
@@ -319,6 +314,7 @@ def paired(
     thresholds: tuple[float, float] = (0.0, 0.0),
     names: Sequence[str] = tuple(TITLES),
     *,
+    groups: Sequence[object] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Metric]:
@@ -330,6 +326,7 @@ def paired(
         second: (N,), log-odds of the same images.
         thresholds: Of the two.
         names: Of `TITLES`.
+        groups: As of `measure`.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
 
@@ -337,20 +334,16 @@ def paired(
         By name: the difference, and Student's interval of it from the resamples' standard error.
     """
     y, columns = _checked(labels, first, second)
-    drawn = []
-    for which, threshold in enumerate(thresholds):  # the same seed draws the same images
-        known = statistics(threshold)
-        both = resample(y, columns, {name: known[name] for name in names}, resamples, seed)
-        drawn.append({name: values[which] for name, values in both.items()})
+    resampling = Resampling(y, groups, resamples=resamples, seed=seed)
+    known = [statistics(threshold) for threshold in thresholds]
+    before, after = _drawn(
+        resampling, [(Ranked(y, s), [k[name] for name in names]) for s, k in zip(columns, known, strict=True)]
+    )
     values = [_values(threshold) for threshold in thresholds]
     out = {}
-    for name in names:
+    for name, was, became in zip(names, before, after, strict=True):
         difference = values[1][name](y, columns[1]) - values[0][name](y, columns[0])
-        images = _images(name, y)
-        half = _spread(drawn[1][name] - drawn[0][name], images)
-        if half == 0 and difference and name in _COUNTED:
-            half = 1 - 0.025 ** (1 / images)
-        out[name] = Metric(difference, max(difference - half, -1.0), min(difference + half, 1.0))
+        out[name] = intervals.difference(difference, became - was, _images(name, resampling, y))
     return out
 
 

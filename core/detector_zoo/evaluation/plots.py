@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector_zoo.evaluation.metrics import Metric, reliability
+from detector_zoo.evaluation.intervals import Metric
+from detector_zoo.evaluation.metrics import reliability
 from detector_zoo.evaluation.results import DetectorResult, Results
 
 __all__ = ["Figure", "det", "forest", "laundering", "reliability_diagram", "roc"]
@@ -183,24 +184,29 @@ def laundering(audit: Mapping[str, Any]) -> list[Figure]:
         points.sort(key=lambda point: point["value"])
         x = [point["value"] for point in points]
         canvas, (above, below) = _canvas(4.2, rows=2)
-        _band(above, x, [point["auroc"] for point in points], "AUROC", _COLOURS[2])
+        areas, fakes, reals = ([_known(point[name]) for point in points] for name in ("auroc", "generated", "real"))
+        _band(above, x, areas, "AUROC", _COLOURS[2])
         above.axhline(0.5, color="#8a9099", linewidth=0.8, linestyle=":")
         above.set(ylabel="AUROC", ylim=(min(0.45, *above.get_ylim()), 1.01))
-        _band(below, x, [point["generated"] for point in points], "generated", _GENERATED, "--")
-        _band(below, x, [point["real"] for point in points], "real", _REAL)
+        _band(below, x, fakes, "generated", _GENERATED, "--")
+        _band(below, x, reals, "real", _REAL)
         below.set(ylabel="mean log-odds", xlabel=name)
         below.legend(fontsize=8, frameon=False)
-        told = "; ".join(f"{p['perturbation']}: AUROC {Metric(**p['auroc'])}" for p in points)
+        told = "; ".join(f"{p['perturbation']}: AUROC {area}" for p, area in zip(points, areas, strict=True))
         figures.append(
             _figure(canvas, f"{name}. {told}", f"After {name}: AUROC, and the mean log-odds of both classes.")
         )
     return figures
 
 
-def _band(
-    axis: Any, x: Sequence[float], metrics: Sequence[Mapping[str, float]], label: str, colour: str, style: str = "-"
-) -> None:
-    value, low, high = ([m[part] for m in metrics] for part in ("value", "low", "high"))
+def _known(metric: Mapping[str, float | None]) -> Metric:
+    """A metric of an audit's JSON, which has no number for what is not defined."""
+    value, low, high = (np.nan if (number := metric[part]) is None else number for part in ("value", "low", "high"))
+    return Metric(value, low, high)
+
+
+def _band(axis: Any, x: Sequence[float], metrics: Sequence[Metric], label: str, colour: str, style: str = "-") -> None:
+    value, low, high = ([getattr(m, part) for m in metrics] for part in ("value", "low", "high"))
     axis.plot(x, value, marker="o", markersize=3, color=colour, linestyle=style, label=label)
     axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 

@@ -22,7 +22,8 @@ from detector_zoo.errors import DatasetError, ImageError, PluginError, ZooError
 from detector_zoo.evaluation import plots
 from detector_zoo.evaluation.datasets import DataSet
 from detector_zoo.evaluation.equalised import copy_of
-from detector_zoo.evaluation.metrics import TITLES, Metric
+from detector_zoo.evaluation.intervals import Metric
+from detector_zoo.evaluation.metrics import TITLES
 from detector_zoo.evaluation.results import DetectorResult, Results, read, write_text
 from detector_zoo.loading import LoadedDetector
 from detector_zoo.sources import printable
@@ -217,18 +218,21 @@ def _notes(results: Results) -> Iterator[str]:
             )
         if one.abstained:
             yield (
-                f"{one.name} abstains on {counts.abstained_real} real and {counts.abstained_generated} generated "
-                "images. They are in no figure but the one that ranks them too: AUROC "
+                f"{one.name} abstains on images: {counts.abstained_real} real, {counts.abstained_generated} generated. "
+                "They are in no figure but the one that ranks them too: AUROC "
                 f"{one.with_abstentions.get('auroc', 'not defined')}."
             )
+        if counts.mark:
+            scored = f"{counts.scored_real} real and {counts.scored_generated} generated images"
+            yield f"{one.name}: {scored} are too few for the intervals to be believed."
         if counts.errors or counts.missing:
-            yield f"{one.name}: {counts.errors} images could not be scored, {counts.missing} have no prediction."
+            yield f"{one.name}: images with an error: {counts.errors}; without a prediction: {counts.missing}."
         if not one.calibrated:
             yield f"{one.name} is not calibrated: its scores rank images, and their size means nothing."
         if one.note:
             yield f"{one.name}: {one.note}."
     if results.data.bad:
-        yield f"{len(results.data.bad)} images of the set cannot be used and are left out."
+        yield f"Images of the set that cannot be used and are left out: {len(results.data.bad)}."
 
 
 def _worst(one: DetectorResult, results: Results, data: DataSet, detector: LoadedDetector | None) -> Iterator[_Wrong]:

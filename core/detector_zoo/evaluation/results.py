@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from detector_zoo.errors import DatasetError
-from detector_zoo.evaluation.metrics import TITLES, Metric
+from detector_zoo.evaluation.intervals import FEW, Metric
+from detector_zoo.evaluation.metrics import TITLES
 from detector_zoo.sources import printable
 
 __all__ = [
@@ -48,6 +49,11 @@ class Counts:
     abstained_generated: int
     errors: int
     missing: int
+
+    @property
+    def mark(self) -> str:
+        """`` (few)`` where a class has too few scored images for the intervals to be believed."""
+        return " (few)" if min(self.scored_real, self.scored_generated) < FEW else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +156,24 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """The images, column by column."""
+    """The images, column by column.
+
+    Attributes:
+        name: Path within the set.
+        sha256: Of the file.
+        label: ``real`` or ``generated``.
+        generator: As the data set calls it.
+        source: Likewise.
+        group: A number that images of one photograph share, and that the bootstrap draws together; empty in results
+            of older versions, which drew each image for itself.
+    """
 
     name: list[str]
     sha256: list[str]
     label: list[str]
     generator: list[str]
     source: list[str]
+    group: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +246,10 @@ class Results:
 _FACTS: tuple[tuple[str, Callable[[DetectorResult], str]], ...] = (
     ("images", lambda one: "equalised" if one.equalised else "as found"),
     ("threshold (log-odds)", lambda one: f"{one.threshold:g}"),
-    ("scored: real, generated", lambda one: f"{one.counts.scored_real}, {one.counts.scored_generated}"),
+    (
+        "scored: real, generated",
+        lambda one: f"{one.counts.scored_real}, {one.counts.scored_generated}{one.counts.mark}",
+    ),
     ("abstained: real, generated", lambda one: f"{one.counts.abstained_real}, {one.counts.abstained_generated}"),
     ("AUROC, abstentions ranked too", lambda one: str(one.with_abstentions.get("auroc", "-"))),
     ("errors, missing", lambda one: f"{one.counts.errors}, {one.counts.missing}"),
@@ -286,8 +306,9 @@ def _results(values: dict[str, Any]) -> Results:
     data = Data(**{**values["data"], "bad": [tuple(pair) for pair in values["data"]["bad"]]})
     images = Images(**values["images"])
     detectors = [_detector(one) for one in values["detectors"]]
-    if any(len(one.log_odds) != len(images.sha256) for one in detectors):
-        raise ValueError("scores and images differ in number")
+    columns = [one.log_odds for one in detectors] + [images.group] * bool(images.group)
+    if any(len(column) != len(images.sha256) for column in columns):
+        raise ValueError("scores or groups and images differ in number")
     return Results(**{**values, "data": data, "images": images, "detectors": detectors})
 
 

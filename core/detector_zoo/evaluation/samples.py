@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Label", "Sample"]
+__all__ = ["Label", "Sample", "source_of"]
 
 Label = Literal["real", "generated"]
 
@@ -44,3 +44,8 @@ class Sample:
     def generated(self) -> bool:
         """Whether the label is ``generated``."""
         return self.label == "generated"
+
+
+def source_of(sample: Sample) -> str:
+    """What a sample shares with those that are made from the same photograph: its group, the photograph, or itself."""
+    return sample.group or str(sample.original or sample.path)

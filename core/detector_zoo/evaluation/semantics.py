@@ -16,11 +16,13 @@ from PIL import Image
 
 from detector_zoo.errors import DatasetError
 from detector_zoo.evaluation.audits import Audit, Cell, Table
-from detector_zoo.evaluation.in_memory import Reader, Watch, abstentions, log_odds, require_both, source_of
-from detector_zoo.evaluation.metrics import Metric
-from detector_zoo.evaluation.resampling import Floats, Resampling, Statistic, auroc, mean
-from detector_zoo.evaluation.samples import Sample
+from detector_zoo.evaluation.bootstrap import Figure, Resampling, auroc_of, drop_of, mean_of
+from detector_zoo.evaluation.in_memory import Reader, Watch, abstentions, decided, log_odds, require_both
+from detector_zoo.evaluation.intervals import Metric
+from detector_zoo.evaluation.samples import Sample, source_of
 from detector_zoo.loading import LoadedDetector
+
+Floats = NDArray[np.float64]
 
 __all__ = ["SIDES", "Inversion", "Semantics", "Shuffled", "contents_of", "semantics", "shuffle_patches"]
 
@@ -36,9 +38,10 @@ class Shuffled:
 
     Attributes:
         side: Of the patches, pixels.
-        auroc: After shuffling.
-        drop: AUROC before minus after, paired.
-        real: Mean change of the photographs' log-odds.
+        auroc: After shuffling, of the images on which the detector does not abstain then.
+        drop: AUROC before minus after, paired, of those on which it abstains neither time.
+        abstained: Images on which it abstains after shuffling.
+        real: Mean change of the photographs' log-odds, abstentions included.
         generated: Mean change of the generated images'.
         absolute: Mean absolute change over all.
         correlation: Pearson's r of the scores before and after; NaN where either is constant.
@@ -47,6 +50,7 @@ class Shuffled:
     side: int
     auroc: Metric
     drop: Metric
+    abstained: int
     real: Metric
     generated: Metric
     absolute: Metric
@@ -63,7 +67,8 @@ class Inversion:
     Attributes:
         contents: The two, A first.
         counts: Images by content and label, ``A real``, ``A generated``, ``B real``, ``B generated``.
-        unknown: Images without a content, in no figure here.
+        unknown: Images without a content, in no figure here. Neither are those on which the detector abstains, which
+            the counts hold.
         label_in_a: AUROC of the label among images of A.
         label_in_b: Among images of B.
         label: Among images of equal content, pooled.
@@ -104,12 +109,12 @@ class Semantics(Audit):
 
     def tables(self) -> list[Table]:
         """Shuffling, then label against content."""
-        rows: list[tuple[Cell, ...]] = [("unshuffled", self.auroc, None, None, None, None, None)]
+        rows: list[tuple[Cell, ...]] = [("unshuffled", self.auroc, None, self.origin.inconclusive, *[None] * 4)]
         rows += [
-            (f"patches of {s.side} px", s.auroc, s.drop, s.real, s.generated, s.absolute, s.correlation)
+            (f"patches of {s.side} px", s.auroc, s.drop, s.abstained, s.real, s.generated, s.absolute, s.correlation)
             for s in self.shuffled
         ]
-        head = ("", "AUROC", "drop", "change of log-odds, real", "generated", "absolute", "correlation")
+        head = ("", "AUROC", "drop", "abstained", "change of log-odds, real", "generated", "absolute", "correlation")
         note = (
             "Shuffling takes the scene away and keeps each patch's pixels. It also makes edges between patches, so "
             "that a change alone does not tell which of the two a detector answers to; a score that stays follows "
@@ -257,11 +262,15 @@ def semantics(
     resampling = Resampling(labels, [source_of(sample) for sample in kept], resamples=resamples, seed=seed)
     inversion = None
     if chosen is not None and contents is not None:
-        inversion = _inversion(labels, scores[0], [contents[index] for index in used], chosen, resampling)
-    shuffled = [_shuffled(side, labels, scores[0], scores[row], resampling) for row, side in enumerate(sides, 1)]
+        inversion = _inversion(
+            labels, decided(detector, scores[0]), [contents[index] for index in used], chosen, resampling
+        )
+    shuffled = [
+        _shuffled(side, labels, scores[0], scores[row], detector, resampling) for row, side in enumerate(sides, 1)
+    ]
     return Semantics(
         origin=reader.origin(detector, data, seed, resamples, inconclusive=abstentions(detector, scores[0])),
-        auroc=resampling.intervals(auroc(labels, scores[0]))[0],
+        auroc=resampling.intervals(auroc_of(labels, decided(detector, scores[0])))[0],
         shuffled=tuple(shuffled),
         inversion=inversion,
     )
@@ -282,21 +291,28 @@ def _pair(contents: Sequence[str], pair: tuple[str, str] | None) -> tuple[str, s
     return pair
 
 
-def _shuffled(side: int, labels: NDArray[np.bool_], before: Floats, after: Floats, resampling: Resampling) -> Shuffled:
-    first, second = auroc(labels, before), auroc(labels, after)
+def _shuffled(
+    side: int,
+    labels: NDArray[np.bool_],
+    before: Floats,
+    after: Floats,
+    detector: LoadedDetector,
+    resampling: Resampling,
+) -> Shuffled:
     change = after - before
     area, drop, real, generated, absolute = resampling.intervals(
-        second,
-        lambda weights: first(weights) - second(weights),
-        mean(change, ~labels),
-        mean(change, labels),
-        mean(np.abs(change)),
+        auroc_of(labels, decided(detector, after)),
+        drop_of(labels, decided(detector, before), decided(detector, after)),
+        mean_of(change, ~labels),
+        mean_of(change, labels),
+        mean_of(np.abs(change)),
     )
     constant = np.ptp(before) == 0 or np.ptp(after) == 0
     return Shuffled(
         side=side,
         auroc=area,
         drop=drop,
+        abstained=abstentions(detector, after),
         real=real,
         generated=generated,
         absolute=absolute,
@@ -310,8 +326,8 @@ def _inversion(
     shown = np.array(contents)
     is_a, is_b = shown == pair[0], shown == pair[1]
 
-    def among(chosen: NDArray[np.bool_], positive: NDArray[np.bool_], within: NDArray[np.bool_] | None) -> Statistic:
-        return auroc(positive, np.where(chosen, scores, np.nan), within)
+    def among(chosen: NDArray[np.bool_], positive: NDArray[np.bool_], within: NDArray[np.bool_] | None) -> Figure:
+        return auroc_of(positive, np.where(chosen, scores, np.nan), within)
 
     either = is_a | is_b
     first = among((is_a & labels) | (is_b & ~labels), labels, None)
@@ -322,7 +338,7 @@ def _inversion(
         among(either, labels, is_b),
         first,
         second,
-        lambda weights: first(weights) - second(weights),
+        first - second,
         among(either & ~labels, is_b, None),
         among(either & labels, is_b, None),
     )
