@@ -76,22 +76,27 @@ class EfficientNetLite0(nn.Module):
 
     Args:
         stages: Of seven; the last, 1x1, convolution belongs to the whole network alone.
+        stem_stride: 2, as trained on ImageNet, or 1: no downsampling before the second stage, which keeps what a
+            generator leaves in single pixels (Corvi et al., ICASSP 2023).
     """
 
-    def __init__(self, stages: int = 7) -> None:
+    def __init__(self, stages: int = 7, stem_stride: int = 2) -> None:
         super().__init__()
         if not 2 <= stages <= 7:
             raise ValueError(f"stages is {stages}, expected 2 to 7")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride is {stem_stride}, expected 1 or 2")
         trunk: Any = timm.create_model("efficientnet_lite0", pretrained=False, num_classes=0, global_pool="")
         if stages < 7:
             trunk.blocks = trunk.blocks[:stages]
             trunk.conv_head, trunk.bn2 = nn.Identity(), nn.ReLU6()
+        trunk.conv_stem.stride = (stem_stride, stem_stride)
         self.trunk = trunk
         convolutions = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
         self.geometry = _geometry([(_one(m.kernel_size), _one(m.stride)) for m in convolutions])
         self.fc = nn.Linear(trunk.num_features if stages == 7 else convolutions[-1].out_channels, 1)
-        # Widest where the second stage expands 16 channels to 96, at half the resolution and then at a quarter.
-        self.floats = 3 + (16 + 96) / 4 + 96 / 16
+        # Widest where the second stage expands 16 channels to 96, at the stem's resolution and then at half of it.
+        self.floats = 3 + ((16 + 96) + 96 / 4) / stem_stride**2
 
     def features(self, x: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to features (N, C, h, w) between 0 and 6."""

@@ -162,6 +162,8 @@ def _edits(
     def add(kind: str, whole: NDArray[np.uint8], generator: str, how: str) -> None:
         made = {"label": "generated", "generator": generator, "note": f"{how}; {about}", **known}
         exchanged = blend(crop.pixels, whole, mask, feather)
+        if np.array_equal(exchanged, crop.pixels):
+            return  # a plain surface comes back as it was: nothing in it is generated
         pictures.append(Picture(f"{kind}/{stem}.png", whole, Row(kind=kind, **made)))
         pictures.append(Picture(f"{kind}{EXCHANGED}/{stem}.png", exchanged, Row(kind=kind + EXCHANGED, **made)))
 

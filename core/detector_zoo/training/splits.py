@@ -51,7 +51,9 @@ def components(samples: Sequence[Sample]) -> list[str]:
     others.
 
     Returns:
-        For each sample a name of its component: the smallest of its keys.
+        For each sample a name of its component: the smallest of its members' groups, or of their SHA-256 where they
+        have none. What was made from a photograph has that photograph for its group, so that its component has one
+        name whatever sets are trained on beside it, and two runs keep out the same photographs.
     """
     parents: dict[str, str] = {}
 
@@ -64,10 +66,12 @@ def components(samples: Sequence[Sample]) -> list[str]:
 
     for sample in samples:
         for key in _keys(sample):
-            # The smaller name survives, so that the order of the samples does not matter.
-            one, other = sorted((root(_keys(sample)[0]), root(key)))
-            parents[other] = one
-    return [root(sample.sha256) for sample in samples]
+            parents[root(key)] = root(sample.sha256)
+    names: dict[str, str] = {}
+    for sample in samples:
+        name, place = sample.group or sample.sha256, root(sample.sha256)
+        names[place] = min(names.get(place, name), name)
+    return [names[root(sample.sha256)] for sample in samples]
 
 
 def cut(samples: Sequence[Sample], shares: Mapping[str, float], salt: str = "") -> dict[str, list[Sample]]:
