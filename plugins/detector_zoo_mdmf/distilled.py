@@ -78,11 +78,6 @@ class DistilledEmbedder(PatchEmbedder):
         tokens: Tensor = self.map(self.context(self.cells(x)))
         return tokens
 
-    def fold(self) -> DistilledEmbedder:
-        """See `ConvEmbedder.fold`."""
-        self.trunk.fold()
-        return self
-
 
 def build_embedder(config: Mapping[str, Any]) -> PatchEmbedder:
     """Build the embedder that ``config`` describes.

@@ -7,16 +7,12 @@ Here, a small convolutional network and timm's vision transformers, DINOv2 of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from detector_zoo.errors import WeightsError
-
-__all__ = ["ConvEmbedder", "PatchEmbedder", "VitEmbedder", "load_strictly"]
+__all__ = ["ConvEmbedder", "PatchEmbedder", "VitEmbedder"]
 
 # EfficientNet-lite0: repeats, kernel, stride, expansion, width of each stage.
 STAGES = (
@@ -77,8 +73,6 @@ class PatchEmbedder(nn.Module):
 class _Separable(nn.Module):
     """Depthwise then pointwise convolution."""
 
-    PAIRS = (("conv_dw", "bn1"), ("conv_pw", "bn2"))
-
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv_dw = nn.Conv2d(inputs, inputs, kernel, stride, kernel // 2, groups=inputs, bias=False)
@@ -93,8 +87,6 @@ class _Separable(nn.Module):
 
 class _Inverted(nn.Module):
     """Inverted residual: widen, depthwise convolution, narrow; a skip where the shape stays."""
-
-    PAIRS = (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3"))
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -123,8 +115,6 @@ class ConvEmbedder(PatchEmbedder):
         patch: See `PatchEmbedder`; None for the stride.
     """
 
-    PAIRS = (("conv_stem", "bn1"),)
-
     def __init__(self, stages: int = 5, patch: int | None = None) -> None:
         super().__init__()
         self.conv_stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
@@ -147,14 +137,6 @@ class ConvEmbedder(PatchEmbedder):
         self.blocks = nn.Sequential(*blocks)
         self.dim = width
         self.patch = patch or self.stride
-
-    def fold(self) -> ConvEmbedder:
-        """Fold every normalisation into its convolution, in place and for good: in evaluation mode it is affine."""
-        for module in list(self.modules()):
-            for conv, norm in getattr(module, "PAIRS", ()):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-                setattr(module, norm, nn.Identity())
-        return self
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """What every stage makes of (N, 3, H, W), normalised."""
@@ -203,28 +185,3 @@ class VitEmbedder(PatchEmbedder):
         grid = (x.shape[-2] // self.stride, x.shape[-1] // self.stride)
         folded: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
         return folded
-
-
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignore: Sequence[str] = ()) -> None:
-    """Load a state dict, or raise before anything is loaded.
-
-    Args:
-        module: What to fill.
-        tensors: Its state; other floating-point types are converted.
-        name: Of the weights, for the message.
-        ignore: Keys of ``tensors`` that may be left over.
-
-    Raises:
-        WeightsError: A key is missing, left over or of another shape; the message names the first such key.
-    """
-    expected = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {k: v for k, v in tensors.items() if k not in ignore and not k.endswith("num_batches_tracked")}
-    for key, value in expected.items():
-        if key not in given:
-            raise WeightsError(f"{name}: expected tensor {key!r} of shape {tuple(value.shape)}, it is missing")
-        if given[key].shape != value.shape:
-            raise WeightsError(f"{name}: expected {key!r} of shape {tuple(value.shape)}, got {tuple(given[key].shape)}")
-    for key, value in given.items():
-        if key not in expected:
-            raise WeightsError(f"{name}: expected no tensor {key!r}, got one of shape {tuple(value.shape)}")
-    module.load_state_dict({key: given[key].to(value.dtype) for key, value in expected.items()}, strict=False)

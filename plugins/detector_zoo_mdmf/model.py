@@ -7,6 +7,8 @@ discrepancy between the image's signatures and a bank of real ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detector_zoo.detector import TorchDetector, Weights
+from detector_zoo.networks.folding import fold
+from detector_zoo.networks.state import load_strictly
 from detector_zoo_mdmf.distilled import DistilledEmbedder, build_embedder
-from detector_zoo_mdmf.embedder import ConvEmbedder, PatchEmbedder, VitEmbedder, load_strictly
+from detector_zoo_mdmf.embedder import ConvEmbedder, PatchEmbedder, VitEmbedder
 from detector_zoo_mdmf.mmd import SignatureHead
 from detector_zoo_mdmf.tiles import Tiling
+
+if TYPE_CHECKING:
+    from detector_zoo.training.job import Job
 
 __all__ = ["MDMF", "Network"]
 
@@ -94,7 +101,7 @@ class MDMF(TorchDetector):
         network.eval().requires_grad_(False)
         if isinstance(embedder, ConvEmbedder | DistilledEmbedder):
             # Fewer passes over memory, which bound this network on a CPU; the same values but for rounding.
-            embedder.fold().to(memory_format=torch.channels_last)
+            fold(embedder).to(memory_format=torch.channels_last)
         detector = cls(network, Tiling.from_preprocessing(spec.preprocessing, embedder.patch, embedder.unit))
         detector.spec = spec
         return detector
@@ -110,6 +117,13 @@ class MDMF(TorchDetector):
         """(N, 3 T, h, w) to MMD^2 against the bank, (N,); about 0 for an image whose patches all look real."""
         scores: Tensor = self.network(batch)
         return scores
+
+    @classmethod
+    def fit(cls, job: Job) -> Path:
+        """See `detector_zoo.detector.Trainable`."""
+        from detector_zoo_mdmf.training import fit
+
+        return fit(job)
 
     def heatmap(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Evidence of every patch of the whole image.

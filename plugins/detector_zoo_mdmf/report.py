@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from detector_zoo.evaluation.datasets import read
 from detector_zoo.evaluation.equalise import equalise_file, reencode
 from detector_zoo.evaluation.metrics import Metric, auroc, bootstrap, summary
-from detector_zoo_mdmf.manifest import Row, read_manifest
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.loading import load
+from detector_zoo.training.artifact import load_detector
 
 __all__ = ["FAMILIES", "Report", "main", "measure"]
 
@@ -75,7 +78,7 @@ def _text(value: Metric | float | str) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def measure(rows: Sequence[Row], score: Scorer, threshold: float) -> Report:
+def measure(rows: Sequence[Sample], score: Scorer, threshold: float) -> Report:
     """Every figure that needs no generator.
 
     Args:
@@ -108,22 +111,24 @@ def measure(rows: Sequence[Row], score: Scorer, threshold: float) -> Report:
     return report
 
 
-def _baselines(report: Report, rows: Sequence[Row], labels: NDArray[np.bool_], images: Sequence[Image.Image]) -> None:
+def _baselines(
+    report: Report, rows: Sequence[Sample], labels: NDArray[np.bool_], images: Sequence[Image.Image]
+) -> None:
     """What size and file format alone give away, before and after equalising; the better sign of the best rule."""
 
     def best(*rules: Sequence[float]) -> float:
         return max(max(a, 1 - a) for a in (auroc(labels, rule) for rule in rules))
 
-    sizes = []
+    sizes, codec = [], []
     for row in rows:
         with Image.open(row.path) as image:
             sizes.append(image.size)
+            codec.append(float(image.format == "PNG"))
     section = "Shortcuts: AUROC of"
     for when, known in (("before", sizes), ("after", [image.size for image in images])):
         width, height = ([float(size[i]) for size in known] for i in (0, 1))
         area = [w * h for w, h in zip(width, height, strict=True)]
         report.add(section, f"size alone, {when} equalising", best(width, height, area))
-    codec = [float(row.codec == "png") for row in rows]
     report.add(section, "file format alone, before equalising", best(codec))
     report.add(section, "file format alone, after equalising", best([0.0] * len(rows)))
 
@@ -149,7 +154,7 @@ def _format_swap(
         report.add("Format swap", f"difference of A and B, {name}", abs(one - other))
 
 
-def measure_pairs(report: Report, rows: Sequence[Row], score: Scorer, weights: Path, work: Path) -> None:
+def measure_pairs(report: Report, rows: Sequence[Sample], score: Scorer, weights: Path, work: Path) -> None:
     """AUROC of photographs' crops against their own regenerations: content tells nothing here.
 
     Args:
@@ -184,28 +189,23 @@ def measure_pairs(report: Report, rows: Sequence[Row], score: Scorer, weights: P
 
 
 def load_scorer(folder: Path | None) -> tuple[Scorer, float]:
-    """The detector's ``score`` and its threshold: the installed weights, or those that training left in ``folder``."""
-    if folder is None:
-        from detector_zoo.loading import load
-
-        loaded = load("mdmf.lite", device="cpu")
-        return loaded.score, loaded.threshold
-    from detector_zoo_mdmf.artifact import load_trained
-
-    detector = load_trained(folder)
-    return detector.score, float(detector.spec.threshold if detector.spec else 0.0)
+    """The detector's ``score`` and its threshold: as installed, or of what `zoo train` left in ``folder``."""
+    loaded = load("mdmf.lite", device="cpu") if folder is None else load_detector(folder, method="mdmf", device="cpu")
+    return loaded.score, loaded.threshold
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure mdmf.lite on the val split.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
-    parser.add_argument("--weights", type=Path, help="folder of lite.safetensors and lite.yaml; default: as installed")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with manifest.csv, or another set with a split val"
+    )
+    parser.add_argument("--weights", type=Path, help="folder that zoo train left; default: as installed")
     parser.add_argument("--weights-dir", type=Path, help="folder of the tiny autoencoder; without it no aligned pairs")
     parser.add_argument("--pairs", type=int, default=40, help="photographs that aligned pairs are made of")
     parser.add_argument("--out", type=Path, help="folder for report.md and report.json, and for the pairs")
     options = parser.parse_args(argv)
-    rows = read_manifest(options.data, "val")
+    rows = read(options.data, split="val")
     score, threshold = load_scorer(options.weights)
     report = measure(rows, score, threshold)
     if options.weights_dir is not None:

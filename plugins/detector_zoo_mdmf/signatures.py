@@ -1,104 +1,118 @@
-"""Learning the signature head on cached tokens: phi and the bandwidth, the bank, the calibration."""
+"""Learning the signature head on cached tokens: what a step sees of them, the bank, scores."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from detector_zoo_mdmf.mmd import SignatureHead, criterion, kernel, mean_kernel
+from detector_zoo.errors import DatasetError
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.training.batches import Batch, probabilities
+from detector_zoo_mdmf.mmd import SignatureHead, kernel, mean_kernel
 
-__all__ = ["BankRule", "TokenSet", "choose_bank", "platt", "score_sets", "train_head"]
+if TYPE_CHECKING:
+    from detector_zoo_mdmf.recipe import Recipe
+
+__all__ = ["BankRule", "Draws", "banked", "candidates", "choose_bank", "score_sets"]
 
 BankRule = Literal["random", "kmeans", "herding"]
 
-
-@dataclass(frozen=True, slots=True)
-class TokenSet:
-    """The tokens of one image.
-
-    Attributes:
-        tokens: (n, dim).
-        generated: Its class.
-        group: What the image is sampled by, the collection that it comes from.
-    """
-
-    tokens: Tensor
-    generated: bool
-    group: str
+CANDIDATES = 2**16
+"""Photographs' patches that a bank is chosen among, at most."""
+EACH = 8
+"""Candidates of a view, so that no large picture fills the bank alone; spread over it."""
 
 
-class _Pool:
-    """Draws tokens of one class, groups alike, images of a group alike."""
-
-    def __init__(self, sets: Sequence[TokenSet], generated: bool) -> None:
-        groups: dict[str, list[Tensor]] = defaultdict(list)
-        for item in sets:
-            if item.generated == generated:
-                groups[item.group].append(item.tokens)
-        self.groups = [groups[name] for name in sorted(groups)]
-
-    def draw(self, images: int, tokens: int, rng: np.random.Generator) -> Tensor:
-        out = []
-        for index in rng.integers(len(self.groups), size=images):
-            group = self.groups[index]
-            chosen = group[rng.integers(len(group))]
-            out.append(chosen[torch.from_numpy(rng.integers(len(chosen), size=tokens))])
-        return torch.cat(out).float()
-
-
-def train_head(
-    head: SignatureHead,
-    sets: Sequence[TokenSet],
-    *,
-    steps: int,
-    images: int = 64,
-    tokens: int = 8,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-2,
-    regulariser: float = 1e-2,
-    seed: int = 0,
-) -> float:
-    """Maximise the test power J over phi and the bandwidth; the bank is not touched.
+class Draws:
+    """Batches of tokens, as a pure function of the seed and the step.
 
     Args:
-        head: Trained in place.
-        sets: Training images of both classes.
-        steps: Of Adam.
-        images: Images a step, of each class.
-        tokens: Tokens an image.
-        learning_rate: Falls to 0 along a cosine.
-        weight_decay: Of phi.
-        regulariser: lambda of J.
-        seed: Of the draws.
+        recipe: Its ``batch``, ``tokens``, ``mix`` and ``by_source`` count.
+        samples: Of both classes.
+        versions: Of each sample, its versions' tokens, (n, dim).
+        seed: Of every draw.
+    """
+
+    def __init__(
+        self, recipe: Recipe, samples: Sequence[Sample], versions: Sequence[Sequence[Tensor]], seed: int
+    ) -> None:
+        self._images, self._tokens, self._seed = recipe.batch // 2, recipe.tokens, seed
+        self._pools: list[tuple[list[Sequence[Tensor]], NDArray[np.float64]]] = []
+        kinds = recipe.mix.kinds
+        for generated in (False, True):
+            members = [
+                (sample, own)
+                for sample, own in zip(samples, versions, strict=True)
+                if sample.generated == generated and (not generated or kinds.get(sample.kind, 1.0) > 0)
+            ]
+            if not members:
+                raise DatasetError("mix.kinds leaves no generated image to learn from")
+            known = [replace(s, kind="", generator="") if recipe.by_source else s for s, _ in members]
+            self._pools.append(([own for _, own in members], probabilities(known, recipe.mix)))
+
+    def __call__(self, step: int) -> Batch:
+        """The tokens of a step, (batch x tokens, dim): first those of photographs, then as many generated."""
+        rng = np.random.default_rng((self._seed, step))
+        out = []
+        for images, p in self._pools:
+            for index in rng.choice(len(images), self._images, p=p):
+                tokens = images[index][rng.integers(len(images[index]))]
+                out.append(tokens[torch.from_numpy(rng.integers(len(tokens), size=self._tokens))])
+        inputs = torch.cat(out).float()
+        return Batch(inputs, (torch.arange(len(inputs)) >= len(inputs) // 2).float())
+
+
+def candidates(photographs: Sequence[Tensor], size: int, seed: int = 0) -> Tensor:
+    """Tokens that a bank may be chosen among.
+
+    Args:
+        photographs: Tokens of views of real images, each (n, dim).
+        size: Of the bank.
+        seed: Of the choice among too many.
 
     Returns:
-        J, averaged over the last 100 steps.
+        (m, dim), m at most `CANDIDATES`.
+
+    Raises:
+        DatasetError: There are fewer than ``size``.
     """
-    rng = np.random.default_rng(seed)
-    real, fake = _Pool(sets, False), _Pool(sets, True)
-    parameters = [*head.phi.parameters(), head.log_bandwidth]
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    head.train()
-    recent: list[float] = []
-    for _ in range(steps):
-        p, q = (head.phi(pool.draw(images, tokens, rng)) for pool in (real, fake))
-        power = criterion(p, q, head.bandwidth, regulariser)
-        optimiser.zero_grad(set_to_none=True)
-        (-power).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        recent = [*recent[-99:], power.item()]
-    head.eval()
-    return float(np.mean(recent))
+    found = torch.cat([tokens[:: max(1, len(tokens) // EACH)] for tokens in photographs])
+    if len(found) < size:
+        raise DatasetError(
+            f"a bank of {size} patches wants more photographs: they have {len(found)}",
+            hint=f"--set network.head.bank={len(found)}, or more data",
+        )
+    if len(found) > CANDIDATES:
+        found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:CANDIDATES]]
+    return found
+
+
+def banked(head: SignatureHead, tokens: Tensor, rule: BankRule, *, half: bool) -> SignatureHead:
+    """A copy of the head with a bank chosen for it.
+
+    Args:
+        head: Its bank is not looked at.
+        tokens: See `candidates`.
+        rule: See `choose_bank`.
+        half: Whether everything is rounded to half precision first, as it will be shipped.
+    """
+    made = copy.deepcopy(head).eval().requires_grad_(False)
+    place = made.bank.device
+    with torch.no_grad():
+        signatures = torch.cat([made.phi(part.to(place).float()) for part in tokens.split(8192)])
+        bank = choose_bank(signatures, len(made.bank), made.bandwidth, rule)
+        if half:
+            made.half().float()
+            bank = bank.half().float()
+        made.set_bank(bank)
+    return made
 
 
 def choose_bank(signatures: Tensor, size: int, bandwidth: Tensor, rule: BankRule, seed: int = 0) -> Tensor:
@@ -112,11 +126,11 @@ def choose_bank(signatures: Tensor, size: int, bandwidth: Tensor, rule: BankRule
             chosen ones' kernel mean stays as near as can be to that of all.
         seed: Of the draws.
     """
-    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(signatures), generator=torch.Generator().manual_seed(seed)).to(signatures.device)
     if rule == "random":
-        return signatures[torch.randperm(len(signatures), generator=generator)[:size]].clone()
+        return signatures[order[:size]].clone()
     if rule == "kmeans":
-        centres = signatures[torch.randperm(len(signatures), generator=generator)[:size]].clone()
+        centres = signatures[order[:size]].clone()
         for _ in range(20):
             nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in signatures.split(8192)])
             counts = torch.bincount(nearest, minlength=size)
@@ -124,13 +138,13 @@ def choose_bank(signatures: Tensor, size: int, bandwidth: Tensor, rule: BankRule
             filled = counts > 0
             centres[filled] = sums[filled] / counts[filled, None]
         return centres
-    pool = signatures[torch.randperm(len(signatures), generator=generator)[: 8 * size]]
+    pool = signatures[order[: 8 * size]]
     target = mean_kernel(pool, signatures, bandwidth)
-    total = torch.zeros(len(pool))
-    free = torch.ones(len(pool), dtype=torch.bool)
+    total = torch.zeros_like(target)
+    free = torch.ones_like(target, dtype=torch.bool)
     chosen = []
     for count in range(size):
-        gain = torch.where(free, target - total / (count + 1), torch.tensor(-torch.inf))
+        gain = torch.where(free, target - total / (count + 1), -torch.inf)
         index = int(gain.argmax())
         chosen.append(index)
         free[index] = False
@@ -138,25 +152,8 @@ def choose_bank(signatures: Tensor, size: int, bandwidth: Tensor, rule: BankRule
     return pool[chosen].clone()
 
 
-def score_sets(head: SignatureHead, sets: Sequence[TokenSet]) -> NDArray[np.float64]:
-    """MMD^2 of every image, (len(sets),)."""
+def score_sets(head: SignatureHead, sets: Sequence[Tensor]) -> NDArray[np.float64]:
+    """MMD^2 of every image's tokens, (n, dim) each: (len(sets),)."""
+    place = head.bank.device
     with torch.inference_mode():
-        return np.array([head(item.tokens.float()[None]).item() for item in sets])
-
-
-def platt(raw: NDArray[np.float64], generated: NDArray[np.bool_], iterations: int = 100) -> tuple[float, float]:
-    """Scale and offset that make ``scale * raw + offset`` log-odds at equal class frequencies.
-
-    Logistic regression by Newton's method on Platt's smoothed targets, the classes weighted alike.
-    """
-    positive, negative = int(generated.sum()), int((~generated).sum())
-    target = np.where(generated, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    weight = np.where(generated, 0.5 / positive, 0.5 / negative)
-    design = np.stack([raw, np.ones_like(raw)], axis=1)
-    theta = np.zeros(2)
-    for _ in range(iterations):
-        predicted = 1 / (1 + np.exp(-np.clip(design @ theta, -30, 30)))
-        gradient = design.T @ (weight * (predicted - target))
-        hessian = (design * (weight * predicted * (1 - predicted))[:, None]).T @ design + 1e-9 * np.eye(2)
-        theta -= np.linalg.solve(hessian, gradient)
-    return float(theta[0]), float(theta[1])
+        return np.array([head(tokens.to(place).float()[None]).item() for tokens in sets])

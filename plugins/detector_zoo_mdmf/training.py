@@ -1,278 +1,290 @@
-"""Train the lite weights from nothing but the data set and CLIP, the teacher.
+"""How MDMF learns: tokens of frozen networks once, then phi and the bandwidth, the bank, the calibration.
 
-::
-
-    python -m detector_zoo_mdmf.training --data ../shared/data --teacher clip_vit_b16_visual.safetensors --out run/
-
-Views of every training image, with what the frozen networks make of them, are computed once and kept in the work
-folder. The rest takes a minute: the embedder's map onto the teacher's tokens, the signature head, the calibration. The
-result is ``lite.safetensors`` and ``lite.yaml``, the fields of its `WeightSpec`.
+Two kinds of embedder: the paper's, a transformer of the catalogue, and one that is taught first to tell a
+transformer's tokens (`detector_zoo_mdmf.distil`), by ridge regression in closed form. In ``metrics.jsonl`` the loss is
+-J, in the row of a validation that of the validation slice; the AUROC there is that of the bank chosen at that step.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from detector_zoo.evaluation.metrics import bootstrap
-from detector_zoo_mdmf.distil import fit_map, pretrained_stages
-from detector_zoo_mdmf.distilled import DistilledEmbedder
-from detector_zoo_mdmf.manifest import Row, calibration_slice, read_manifest, selection_slice
-from detector_zoo_mdmf.mmd import SignatureHead
-from detector_zoo_mdmf.model import Network
-from detector_zoo_mdmf.signatures import BankRule, TokenSet, choose_bank, platt, score_sets, train_head
-from detector_zoo_mdmf.teacher import load_teacher
+from detector_zoo import weights
+from detector_zoo.convert import sha256_of
+from detector_zoo.detector import Weights
+from detector_zoo.evaluation.metrics import auroc, bootstrap
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.loading import pick_device
+from detector_zoo.networks.state import load_strictly
+from detector_zoo.registry import lookup
+from detector_zoo.training import calibration, pretrained
+from detector_zoo.training.batches import Batch
+from detector_zoo.training.course import Examined, finish, judged
+from detector_zoo.training.job import Job
+from detector_zoo.training.loop import Outcome, Trainee, accelerator, train
+from detector_zoo.training.recipes import RecipeError, build
+from detector_zoo_mdmf import teacher
+from detector_zoo_mdmf.distil import fit_map
+from detector_zoo_mdmf.distilled import DistilledEmbedder, build_embedder
+from detector_zoo_mdmf.embedder import PatchEmbedder, VitEmbedder
+from detector_zoo_mdmf.mmd import SignatureHead, criterion
+from detector_zoo_mdmf.model import MDMF, Network
+from detector_zoo_mdmf.recipe import Recipe
+from detector_zoo_mdmf.signatures import Draws, banked, candidates, score_sets
 from detector_zoo_mdmf.tiles import Tiling
-from detector_zoo_mdmf.views import View, make_views
+from detector_zoo_mdmf.views import Sight, View, collect
 
-__all__ = ["Recipe", "calibrate", "fit_head", "print_slice", "train"]
+__all__ = ["fit"]
 
-TEACHER = "clip_vit_b16_visual.safetensors"
-
-PREPROCESSING: dict[str, Any] = {
-    "exif_orientation": "ignore",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "tile": 384,
-    "grid": 2,
-    "shrink": 2.0,
-    "jpeg_quality": 70,
-}
+HELD_OUT_DRAWS = 8
+"""Batches of the validation slice that its J is averaged over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Every number that the weights depend on, besides the data.
+def fit(job: Job) -> Path:
+    """Train as ``recipes/`` say; returns the folder of the weights.
 
-    Attributes:
-        stages: Of the embedder's trunk.
-        block: Of the teacher, whose tokens are learnt.
-        outputs: Of the embedder: how many principal axes of those tokens.
-        ridge: Weight of the map's squared length.
-        laundered: Views of every image beside the equalised one.
-        hidden: Widths of phi.
-        dim: Of a signature.
-        bank: Signatures in the bank.
-        bank_rule: How they are chosen.
-        head_steps: Of phi's training.
-        head_rate: Its learning rate.
-        inconclusive: Half-width, in log-odds, of the band where no class is named.
-        seed: Of everything.
+    Raises:
+        RecipeError: The recipe is not one of MDMF.
+        DatasetError: The data do not do.
+        WeightsError: The backbone or the teacher cannot be had.
     """
+    where = f"{job.method}, recipe {job.recipe}"
+    recipe = build(Recipe, job.values, where)
+    job.out.mkdir(parents=True, exist_ok=True)
+    slices = recipe.cut(job.samples)
+    machine = accelerator(job)
+    try:
+        embedder = build_embedder(recipe.network["embedder"])
+        head = SignatureHead(embedder.dim, **recipe.network["head"])
+        tiling = Tiling.from_preprocessing(recipe.preprocessing, embedder.patch, embedder.unit)
+    except (KeyError, TypeError) as error:
+        raise RecipeError(f"{where}: network or preprocessing: {error}") from error
+    embedder.eval().requires_grad_(False)
+    with machine.main_process_first():
+        sight = _sight(job, recipe, embedder, tiling)
+        versions = [collect(job, recipe, sight, version) for version in range(1 + recipe.versions)]
+    notes: list[str] = []
+    if isinstance(embedder, DistilledEmbedder):
+        embedder.cpu()
+        learn = [(v[0], v[1]) for s in slices["fit"] for seen in versions for v in seen[s.sha256]]
+        explained = fit_map(embedder, learn, recipe.ridge)
+        if recipe.half:
+            embedder.map.half().float()
+        notes.append(f"The embedder's map explains {explained:.3f} of the variance of the teacher's tokens.")
+        if recipe.reference:
+            notes.append(_reference(job, recipe, slices, versions, sight.key, machine))
+    embed = _tokens(embedder)
+    pupils = [[torch.cat([embed(v) for v in seen[s.sha256]]) for seen in versions] for s in slices["fit"]]
+    held = [torch.cat([embed(v) for v in versions[0][s.sha256]]) for s in slices["validation"]]
+    torch.manual_seed(job.seed)
+    head = SignatureHead(embedder.dim, **recipe.network["head"])
+    head, outcome = _learn(job, recipe, head, slices, pupils, held, sight.key, machine)
+    if machine.is_main_process:
+        _finish(job, recipe, slices, embedder, head, outcome, notes, str(machine.device))
+    machine.wait_for_everyone()
+    return job.out
 
-    stages: int = 6
-    block: int = 6
-    outputs: int = 128
-    ridge: float = 3e3
-    laundered: int = 2
-    hidden: tuple[int, ...] = (128,)
-    dim: int = 32
-    bank: int = 1024
-    bank_rule: BankRule = "herding"
-    head_steps: int = 300
-    head_rate: float = 3e-3
-    inconclusive: float = 0.5
-    seed: int = 0
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """`WeightSpec.config` of the weights."""
-        return {
-            "embedder": {"kind": "distilled", "stages": self.stages, "outputs": self.outputs},
-            "head": {"hidden": list(self.hidden), "dim": self.dim, "bank": self.bank},
-        }
+def _sight(job: Job, recipe: Recipe, embedder: PatchEmbedder, tiling: Tiling) -> Sight:
+    """Fill the frozen networks; the embedder in place."""
+    device = pick_device(job.device)
+    key = f"{dict(recipe.network['embedder'])} {dict(recipe.preprocessing)} {recipe.half}"
+    if isinstance(embedder, VitEmbedder):
+        file = weights.fetch(lookup(str(recipe.backbone)), progress=not job.quiet)
+        # The mask token is of use in pre-training alone; some copies of DINOv2 still carry it.
+        load_strictly(embedder.vit, weights.read(file), str(recipe.backbone), ignore=("mask_token",))
+        embedder.to(device)
+        return Sight(key=f"{key} {sha256_of(file)}", tiling=tiling, look=lambda x: (embedder(x.to(device)),))
+    trunk: Any = embedder.trunk if isinstance(embedder, DistilledEmbedder) else embedder
+    own = set(trunk.state_dict())
+    found = {name: value for name, value in pretrained.efficientnet_lite0().items() if name in own}
+    load_strictly(trunk, found, "EfficientNet-lite0")
+    if recipe.half:
+        # What is shipped are half-precision numbers: everything after is learnt on what those give.
+        trunk.half().float()
+    embedder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not isinstance(embedder, DistilledEmbedder):
+        return Sight(key=f"{key} ImageNet", tiling=tiling, look=lambda x: (embedder(_laid(x, device)),))
+    taught, sha256 = teacher.load_teacher(
+        str(recipe.teacher),
+        recipe.teacher_model,
+        block=recipe.block,
+        patch=embedder.patch,
+        progress=not job.quiet,
+    )
+    # bfloat16 leaves the tokens what they are to two digits and halves the time.
+    taught.to(device, torch.bfloat16)
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(value).view(3, 1, 1) for value in (tiling.mean, tiling.std, teacher.MEAN, teacher.STD)
+    )
+
+    def look(x: Tensor) -> View:
+        pixels = (x * std + mean - clip_mean) / clip_std
+        return embedder.cells(_laid(x, device)), taught(pixels.to(device, torch.bfloat16))
+
+    return Sight(key=f"{key} ImageNet {sha256} {recipe.teacher_model} {recipe.block}", tiling=tiling, look=look)
 
 
-def train(
-    data: Path,
-    out: Path,
-    *,
-    teacher: Path,
-    recipe: Recipe | None = None,
-    select: bool = False,
-    reference: bool = False,
-) -> Path:
-    """Run every stage.
+def _laid(x: Tensor, device: str) -> Tensor:
+    return x.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _tokens(embedder: PatchEmbedder) -> Callable[[View], Tensor]:
+    """What makes tokens, (n, dim), of a view."""
+    if isinstance(embedder, DistilledEmbedder):
+
+        def mapped(view: View) -> Tensor:
+            with torch.inference_mode():
+                grid: Tensor = embedder.map(embedder.context(view[0].float()[None]))[0]
+            return grid.flatten(1).T.clone()
+
+        return mapped
+    return lambda view: view[0].flatten(1).T
+
+
+def _learn(
+    job: Job,
+    recipe: Recipe,
+    head: SignatureHead,
+    slices: Mapping[str, Sequence[Sample]],
+    pupils: Sequence[Sequence[Tensor]],
+    held: Sequence[Tensor],
+    key: str,
+    machine: Any,
+) -> tuple[SignatureHead, Outcome]:
+    """Maximise J over phi and the bandwidth, then choose the bank.
 
     Args:
-        data: Folder with ``manifest.csv``.
-        out: Work folder.
-        teacher: CLIP's image tower, see `load_teacher`.
-        recipe: By default the shipped weights' own.
-        select: Keep the selection slice out, whole collections and generators, instead of the calibration slice.
-        reference: Learn signatures of the teacher's own tokens as well and print what they reach on the slice.
+        job: Its ``out`` gets checkpoints and ``metrics.jsonl``.
+        recipe: See there.
+        head: Untrained.
+        slices: By name.
+        pupils: Of each image of the fit slice, its versions' tokens.
+        held: Tokens of each image of the validation slice.
+        key: Of the tokens.
+        machine: See `loop.accelerator`.
 
     Returns:
-        Path of ``lite.safetensors``.
+        The head with its bank, on the CPU, and how the training went.
     """
-    recipe = recipe or Recipe()
-    torch.manual_seed(recipe.seed)
-    rows = read_manifest(data, "train")
-    kept_out = selection_slice if select else calibration_slice
-    out.mkdir(parents=True, exist_ok=True)
-    embedder = DistilledEmbedder(recipe.stages, recipe.outputs)
-    pretrained_stages(embedder.trunk)
-    # What is kept are half-precision numbers: everything after is learnt on what those give.
-    embedder.trunk.half().float()
-    embedder.eval().requires_grad_(False)
-    views = _views(rows, embedder, teacher, recipe, out)
-    by_hash = {row.sha256: row for row in rows}
-    learn = [view for view in views if not kept_out(by_hash[view.row])]
-    judge = [view for view in views if kept_out(by_hash[view.row]) and view.equalised]
-    explained = fit_map(embedder, learn, recipe.ridge)
-    print(f"map: {explained:.3f} of the variance of the teacher's tokens explained")
-    embedder.map.half().float()
+    fit_slice, validation = slices["fit"], slices["validation"]
+    size = len(head.bank)
+    photographs = [t for s, own in zip(fit_slice, pupils, strict=True) if not s.generated for t in own]
+    tokens = candidates(photographs, size, job.seed)
+    draws = Draws(recipe, fit_slice, pupils, job.seed)
+    # Kinds that are not learnt from are still judged.
+    everything = replace(recipe, mix=replace(recipe.mix, kinds={}))
+    unseen = Draws(everything, validation, [[own] for own in held], job.seed)
+    truth = np.array([s.generated for s in validation])
 
-    def own(view: View) -> TokenSet:
-        row = by_hash[view.row]
-        with torch.inference_mode():
-            grid = embedder.map(embedder.context(view.cells.float()[None]))[0]
-        return TokenSet(grid.flatten(1).T.clone(), row.generated, row.source)
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(network, SignatureHead)  # noqa: S101 - for the type checker
+        signatures = network.phi(batch.inputs)
+        # The kernel's exponent is a small difference of large numbers.
+        with torch.autocast(signatures.device.type, enabled=False):
+            real, fake = signatures.float().chunk(2)
+            return -criterion(real, fake, network.bandwidth, recipe.regulariser)
 
-    if reference:
-        _reference(recipe, learn, judge, by_hash)
-    head = fit_head(recipe, embedder.dim, [own(view) for view in learn])
-    slice_sets = [own(view) for view in judge]
-    raw = score_sets(head, slice_sets)
-    print_slice("slice", raw, slice_sets)
-    calibration = calibrate(raw, slice_sets, recipe.inconclusive)
-    folder = out / ("select" if select else "final")
-    folder.mkdir(exist_ok=True)
-    return write(Network(embedder, head), recipe, calibration, folder)
+    def judge(network: nn.Module) -> Mapping[str, float]:
+        assert isinstance(network, SignatureHead)  # noqa: S101 - for the type checker
+        place = network.bank.device
+        made = banked(network, tokens, recipe.bank_rule, half=recipe.half)
+        raw = score_sets(made, held)
+        scale, offset = calibration.platt(truth, raw)
+        losses = [float(loss(made, unseen(step).to(place))) for step in range(HELD_OUT_DRAWS)]
+        found = judged(truth, scale * raw + offset)
+        # The AUROC of the scores as they are: a slope below 0 must not turn the ranking around.
+        return found | {"auroc": auroc(truth, raw), "loss": float(np.mean(losses))}
 
-
-def _views(rows: Sequence[Row], embedder: DistilledEmbedder, teacher: Path, recipe: Recipe, out: Path) -> list[View]:
-    """Views of all rows from the work folder, or made and written there."""
-    path = out / f"views-{recipe.stages}-{recipe.block}-{recipe.laundered}.pt"
-    if not path.exists():
-        start = time.monotonic()
-        tiling = Tiling.from_preprocessing(PREPROCESSING, embedder.patch)
-        taught = load_teacher(teacher, recipe.block, embedder.patch)
-        made: Iterable[View] = make_views(rows, embedder, taught, tiling, recipe.laundered)
-        torch.save([(view.row, view.equalised, view.cells, view.teacher) for view in made], path)
-        print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
-    return [View(*fields) for fields in torch.load(path, weights_only=True)]
+    outcome = train(
+        Trainee(network=head, loss=loss),
+        draws,
+        judge,
+        optimiser=recipe.optimiser,
+        schedule=recipe.schedule,
+        epoch=-(-len(fit_slice) // recipe.batch),
+        # The tokens are in memory: there is nothing for other processes to prepare.
+        job=replace(job, workers=0),
+        fingerprint=job.fingerprint(key),
+        machine=machine,
+    )
+    made = banked(head, tokens, recipe.bank_rule, half=recipe.half).cpu()
+    # What the loop kept is the best validation's; here nothing is chosen by a slice that may calibrate, too.
+    return made, replace(outcome, tensors=made.state_dict(), step=outcome.steps)
 
 
-def _reference(recipe: Recipe, learn: Sequence[View], judge: Sequence[View], rows: dict[str, Row]) -> None:
-    """Signatures of the teacher's tokens, each number standardised: what a perfect pupil would reach."""
-    sample = torch.cat([view.teacher.float().flatten(1).T for view in learn[::5]])
+def _finish(
+    job: Job,
+    recipe: Recipe,
+    slices: Mapping[str, Sequence[Sample]],
+    embedder: PatchEmbedder,
+    head: SignatureHead,
+    outcome: Outcome,
+    notes: Sequence[str],
+    device: str,
+) -> None:
+    """Measure, calibrate and write what would be shipped."""
+    whole: nn.Module = head if isinstance(embedder, VitEmbedder) else Network(embedder.cpu(), head)
+    generated = sum(s.generated for s in job.samples)
+    spec = replace(
+        recipe.spec(job, recipe.backbone),
+        trained_on=f"{job.data}: {len(job.samples) - generated} photographs and {generated} generated images",
+    )
+    tensors: Mapping[str, Tensor] = whole.state_dict()
+    made = MDMF.from_weights(Weights(spec, recipe.shipped(tensors), weights.read_backbone(spec))).to(device)
+    how = {"equalise": recipe.equalise, "orientation": recipe.orientation}
+    validation = Examined(slices["validation"], **how).raw(made)  # type: ignore[arg-type]
+    same = slices["calibration"] is slices["validation"]
+    kept = validation if same else Examined(slices["calibration"], **how).raw(made)  # type: ignore[arg-type]
+    own = [*recipe.notes, *notes, _by_source(slices["validation"], validation)]
+    if same:
+        own.append("The validation and the calibration slice are the same images; no step was chosen by them.")
+    finish(job, replace(recipe, notes=tuple(own)), spec, tensors, slices, outcome, validation, kept, device)
+
+
+def _by_source(samples: Sequence[Sample], raw: NDArray[np.float64]) -> str:
+    """AUROC of each source's generated images against all photographs, for the card."""
+    labels = np.array([s.generated for s in samples])
+    sources = np.array([s.source for s in samples])
+    found = []
+    for source in sorted(set(sources[labels])):
+        chosen = ~labels | (sources == source)
+        count = int((labels & (sources == source)).sum())
+        metric = bootstrap(labels[chosen], raw[chosen])
+        found.append(f"{source or 'not named'} {metric} ({count})")
+    return f"AUROC on the validation slice by source of the generated images: {'; '.join(found)}."
+
+
+def _reference(
+    job: Job,
+    recipe: Recipe,
+    slices: Mapping[str, Sequence[Sample]],
+    versions: Sequence[Mapping[str, Sequence[View]]],
+    key: str,
+    machine: Any,
+) -> str:
+    """Signatures of the teacher's tokens, each number standardised: what a perfect pupil would reach, for the card."""
+    learn = [v[1] for s in slices["fit"] for seen in versions for v in seen[s.sha256]]
+    sample = torch.cat([grid.float().flatten(1).T for grid in learn[::5]])
     centre, spread = sample.mean(0), sample.std(0) + 1e-4
 
-    def taught(view: View) -> TokenSet:
-        tokens = (view.teacher.float().flatten(1).T - centre) / spread
-        return TokenSet(tokens.half(), rows[view.row].generated, rows[view.row].source)
+    def taught(views: Sequence[View]) -> Tensor:
+        return ((torch.cat([v[1].float().flatten(1).T for v in views]) - centre) / spread).half()
 
-    head = fit_head(recipe, len(centre), [taught(view) for view in learn])
-    sets = [taught(view) for view in judge]
-    print_slice("teacher's own tokens", score_sets(head, sets), sets)
-
-
-def fit_head(recipe: Recipe, inputs: int, tokens: Sequence[TokenSet]) -> SignatureHead:
-    """Learn phi and the bandwidth, then choose the bank among the photographs' patches."""
-    torch.manual_seed(recipe.seed)
-    head = SignatureHead(inputs, recipe.hidden, recipe.dim, recipe.bank)
-    power = train_head(head, tokens, steps=recipe.head_steps, learning_rate=recipe.head_rate, seed=recipe.seed)
-    print(f"J = {power:.2f}, bandwidth {head.bandwidth.item():.2f}")
-    head.requires_grad_(False)
-    # A few patches of every view, so that no large picture fills the bank alone; spread over it.
-    photos = [item.tokens[:: max(1, len(item.tokens) // 8)] for item in tokens if not item.generated]
-    signatures = head.phi(torch.cat(photos).float())
-    head.set_bank(choose_bank(signatures, recipe.bank, head.bandwidth, recipe.bank_rule))
-    return head.half().float()
-
-
-def calibrate(raw: NDArray[np.float64], sets: Sequence[TokenSet], inconclusive: float) -> dict[str, Any]:
-    """Fields of the `Calibration` that turns ``raw``, the scores of ``sets``, into log-odds."""
-    generated = np.array([item.generated for item in sets])
-    scale, offset = platt(raw, generated)
-    return {
-        "scale": round(scale, 4),
-        "offset": round(offset, 4),
-        "fitted_on": (
-            f"{int((~generated).sum())} photographs and {int(generated.sum())} generated images of the train split "
-            "that the network did not learn from, formats equalised, classes weighted alike"
-        ),
-        "inconclusive": inconclusive,
-    }
-
-
-def print_slice(name: str, raw: NDArray[np.float64], sets: Sequence[TokenSet]) -> None:
-    """AUROC on the slice, and by the generated images' collection."""
-    generated, groups = np.array([item.generated for item in sets]), np.array([item.group for item in sets])
-    print(f"{name}: AUROC {bootstrap(generated, raw)} ({(~generated).sum()} real, {generated.sum()} generated)")
-    for group in sorted(set(groups[generated])):
-        chosen = ~generated | (groups == group)
-        print(f"  {group}: {bootstrap(generated[chosen], raw[chosen])} ({(groups == group).sum()} generated)")
-
-
-def write(network: Network, recipe: Recipe, calibration: dict[str, Any], folder: Path) -> Path:
-    """Write the tensors in half precision, and the fields of their spec beside them.
-
-    Normalisation statistics, the cells' own, the bandwidth and the bank's own term stay in single precision: they are
-    few, and the score is a difference of means that they would shift as a whole.
-    """
-    from safetensors.torch import save_file
-
-    path = folder / "lite.safetensors"
-    single = ("running_mean", "running_var", "embedder.mean", "embedder.std", "log_bandwidth", "bank_term")
-    head = network.head
-    head.set_bank(head.bank)
-    tensors = {
-        key: (value if key.endswith(single) else value.half()).contiguous()
-        for key, value in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    save_file(tensors, path)
-    content = path.read_bytes()
-    spec = {
-        "name": "mdmf.lite",
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "format": "safetensors",
-        "config": recipe.config,
-        "preprocessing": PREPROCESSING,
-        "threshold": 0.0,
-        "calibration": calibration,
-    }
-    (folder / "lite.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, width=120), encoding="utf-8")
-    print(f"{path}: {len(content)} bytes")
-    return path
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; every field of `Recipe` is an option."""
-    parser = argparse.ArgumentParser(description="Train mdmf.lite.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
-    parser.add_argument("--teacher", type=Path, help="CLIP ViT-B/16's image tower as safetensors of open_clip's names")
-    parser.add_argument("--weights-dir", type=Path, help=f"folder of {TEACHER}, where --teacher does not name a file")
-    parser.add_argument("--out", type=Path, required=True, help="work folder; views found there are not made again")
-    parser.add_argument("--select", action="store_true", help="keep the selection slice out, not the calibration slice")
-    parser.add_argument("--reference", action="store_true", help="measure the teacher's own tokens as well")
-    for name, value in asdict(Recipe()).items():
-        if isinstance(value, tuple):
-            parser.add_argument(f"--{name}", type=int, nargs="*", default=value)
-        else:
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    options = vars(parser.parse_args(argv))
-    folder = options.pop("weights_dir")
-    teacher = options.pop("teacher") or (folder / TEACHER if folder else None)
-    if teacher is None:
-        parser.error("--teacher or --weights-dir is needed")
-    run = {name: options.pop(name) for name in ("data", "out", "select", "reference")}
-    options["hidden"] = tuple(options["hidden"])
-    train(teacher=teacher, recipe=Recipe(**options), **run)
-
-
-if __name__ == "__main__":
-    main()
+    pupils = [[taught(seen[s.sha256]) for seen in versions] for s in slices["fit"]]
+    held = [taught(versions[0][s.sha256]) for s in slices["validation"]]
+    torch.manual_seed(job.seed)
+    head = SignatureHead(len(centre), **recipe.network["head"])
+    within = job.within("reference")
+    within.out.mkdir(exist_ok=True)
+    head, _ = _learn(within, recipe, head, slices, pupils, held, f"{key} reference", machine)
+    metric = bootstrap([s.generated for s in slices["validation"]], score_sets(head, held))
+    return f"Signatures of the teacher's own tokens, learnt alike, have AUROC {metric} on the validation slice."

@@ -1,9 +1,11 @@
-"""Views of the training images, and what the frozen networks make of them: computed once, whatever is kept out."""
+"""Views of the training images, and what frozen networks make of them: computed once, kept in the run's folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,74 +13,120 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detector_zoo.evaluation.equalise import equalise_file
-from detector_zoo_mdmf import teacher as clip
-from detector_zoo_mdmf.distilled import DistilledEmbedder
-from detector_zoo_mdmf.embedder import PatchEmbedder
+from detector_zoo import convert
+from detector_zoo.evaluation.samples import Sample
+from detector_zoo.training.augment import Augmentation
+from detector_zoo.training.display import shown
+from detector_zoo.training.job import Job
+from detector_zoo.training.pictures import evenly, read, window
 from detector_zoo_mdmf.laundering import launder
-from detector_zoo_mdmf.manifest import Row
+from detector_zoo_mdmf.recipe import Recipe
 from detector_zoo_mdmf.tiles import Tiling
 
-__all__ = ["View", "make_views", "versions"]
+__all__ = ["Sight", "View", "collect"]
 
-LAUNDERED_SIDE = 336
-CHUNK = 16
+TOGETHER = 16
+"""Tiles that go through the networks at a time."""
+FEW = 2**14
+"""Images up to which 256 files hold them; more lie in 4,096: what is lost when a run is killed is one of them."""
+
+View = tuple[Tensor, ...]
+"""What the networks make of one tile: grids of tokens, each (C, h, w) float16."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """One version of one image, as the detector would see it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """The frozen networks.
 
     Attributes:
-        row: sha256 of the file.
-        equalised: Whether it is the equalised version, which slices are judged on, or a laundered one.
-        cells: What `DistilledEmbedder.cells` makes of it, (C, h, w) float16.
-        teacher: The teacher's tokens on the same grid, (D, h, w) float16.
+        key: Names them and whatever their grids depend on.
+        tiling: The detector's.
+        look: Normalised tiles of one size, (N, 3, H, W), to grids, each (N, C, h, w).
     """
 
-    row: str
-    equalised: bool
-    cells: Tensor
-    teacher: Tensor
+    key: str
+    tiling: Tiling
+    look: Callable[[Tensor], View]
 
 
-def versions(row: Row, laundered: int) -> Iterator[Image.Image]:
-    """The equalised version, then laundered ones: in JPEG files' case on top of their own history."""
-    yield equalise_file(row.path, "tokens 0")
-    rng = np.random.default_rng(int(row.sha256[:8], 16))
-    with Image.open(row.path) as file:
-        image = file.convert("RGB")
-    for _ in range(laundered):
-        yield launder(image, row.codec == "jpg", LAUNDERED_SIDE, rng)
-
-
-def make_views(
-    rows: Sequence[Row], embedder: DistilledEmbedder, teacher: PatchEmbedder, tiling: Tiling, laundered: int
-) -> Iterator[View]:
-    """Views of every row: an equalised one and ``laundered`` others.
-
-    The teacher computes in bfloat16, which leaves its tokens what they are to two digits and halves the time.
+def collect(job: Job, recipe: Recipe, sight: Sight, version: int) -> dict[str, list[View]]:
+    """A version of every sample of the job, tile by tile, from ``features/`` in the run's folder or made there.
 
     Args:
-        rows: Of both classes.
-        embedder: Its trunk filled.
-        teacher: With the embedder's patches, on CLIP's normalisation.
-        tiling: The detector's.
-        laundered: Laundered versions an image.
+        job: See there.
+        recipe: See there.
+        sight: See there.
+        version: 0 for what a sample is validated on; else an augmented or laundered one.
+
+    Returns:
+        By the file's sha256.
     """
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (tiling.mean, tiling.std))
-    clip_mean, clip_std = (torch.tensor(value).view(3, 1, 1) for value in (clip.MEAN, clip.STD))
-    half = teacher.bfloat16()
-    for start in range(0, len(rows), CHUNK):
-        by_shape: dict[tuple[int, ...], list[tuple[str, bool, Tensor]]] = defaultdict(list)
-        for row in rows[start : start + CHUNK]:
-            for number, version in enumerate(versions(row, laundered)):
-                for tile in tiling.spread(version).split(3):
-                    by_shape[tuple(tile.shape)].append((row.sha256, number == 0, tile))
-        for group in by_shape.values():
-            x = torch.stack([tile for _, _, tile in group])
+    how = [sight.key, version, job.seed, recipe.equalise, recipe.orientation, recipe.kept]
+    if version:
+        how += [recipe.launder, recipe.sides, recipe.augmentation]
+    folder = job.out / "features"
+    folder.mkdir(exist_ok=True)
+    # By hash, so that more data elsewhere leave most parts what they were.
+    parts: dict[str, list[Sample]] = defaultdict(list)
+    digits = 2 if len(job.samples) <= FEW else 3
+    for sample in sorted(job.samples, key=lambda s: s.sha256):
+        parts[sample.sha256[:digits]].append(sample)
+    found: dict[str, Tensor] = {}
+    with shown(len(parts), 0, quiet=job.quiet) as show:
+        for number, part in enumerate(parts.values(), 1):
+            text = json.dumps([how, [s.sha256 for s in part]], default=str)
+            path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+            if not path.is_file():
+                made = _made(job, recipe, sight, part, version)
+                with convert.atomic(path) as staging:
+                    convert.write(made, staging)
+            found |= convert.read_safetensors(path)
+            show(number, "")
+    out: dict[str, list[View]] = defaultdict(list)
+    grids: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
+    for key, value in found.items():
+        sha256, tile, grid = key.split(".")
+        grids[sha256, int(tile)][int(grid)] = value
+    for (sha256, _), view in sorted(grids.items(), key=lambda item: item[0]):
+        out[sha256].append(tuple(view[index] for index in sorted(view)))
+    return out
+
+
+def _made(job: Job, recipe: Recipe, sight: Sight, samples: Sequence[Sample], version: int) -> dict[str, Tensor]:
+    """Grids by sha256, number of the tile and number of the grid."""
+    by_shape: dict[torch.Size, list[tuple[str, Tensor]]] = defaultdict(list)
+    for sample in samples:
+        image = _picture(job, recipe, sample, version)
+        for number, tile in enumerate(sight.tiling.spread(image).split(3)):
+            by_shape[tile.shape].append((f"{sample.sha256}.{number}", tile))
+    out: dict[str, Tensor] = {}
+    for group in by_shape.values():
+        for start in range(0, len(group), TOGETHER):
+            chosen = group[start : start + TOGETHER]
             with torch.inference_mode():
-                cells = embedder.cells(x.contiguous(memory_format=torch.channels_last)).half()
-                tokens = half(((x * std + mean - clip_mean) / clip_std).bfloat16()).half()
-            for (sha256, equalised, _), own, taught in zip(group, cells, tokens, strict=True):
-                yield View(sha256, equalised, own.clone(), taught.clone())
+                grids = sight.look(torch.stack([tile for _, tile in chosen]))
+            for number, grid in enumerate(grids):
+                for (name, _), values in zip(chosen, grid.half().cpu(), strict=True):
+                    out[f"{name}.{number}"] = _few(values, recipe.kept, name, version).clone()
+    return out
+
+
+def _picture(job: Job, recipe: Recipe, sample: Sample, version: int) -> Image.Image:
+    if version == 0:
+        return evenly(sample, equalise=recipe.equalise, orientation=recipe.orientation)
+    seed = (job.seed, version, int(sample.sha256[:12], 16))
+    if recipe.launder is not None:
+        picture, compressed = read(sample, recipe.orientation)
+        return launder(picture.image, compressed, recipe.launder, np.random.default_rng(seed))
+    cut = window(sample, (*seed, 0), equalise=recipe.equalise, sides=recipe.sides, orientation=recipe.orientation)
+    return Augmentation.of(recipe.augmentation)(cut, (*seed, 1)).image
+
+
+def _few(grid: Tensor, kept: int | None, name: str, version: int) -> Tensor:
+    """At most ``kept`` tokens of a grid (C, h, w), as a grid of one row."""
+    if kept is None:
+        return grid
+    digest = hashlib.sha256(f"{name} {version}".encode()).digest()
+    rng = np.random.default_rng(np.frombuffer(digest, "<u4"))
+    flat = grid.flatten(1)
+    return flat[:, rng.permutation(flat.shape[1])[:kept]].unsqueeze(1)
