@@ -262,7 +262,7 @@ def test_pull_path_verify(tiny: HubServer, own_home: Path) -> None:
     file = own_home / "weights" / "tiny.base.safetensors"
     assert zoo("path", "tiny.base").stdout == f"{file}\n"
     assert load_file(file).keys() == TENSORS.keys()
-    assert zoo("verify").stdout.splitlines()[-1] == f"tiny.base: ok {file}"
+    assert f"tiny.base: ok {file}" in zoo("verify").stdout.splitlines()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     broken = zoo("verify", "tiny.base")
     assert broken.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def import_file(name: str, file: Path, *, like: str | None = None, replace: bool
     Args:
         name: ``method.tag``, or ``backbone.name`` of a known backbone.
         file: safetensors, or a ``.pth`` that holds tensors only.
-        like: Weights whose configuration the user's own share; by default the method's default ones.
+        like: Weights whose configuration the user's own share; by default the method's default ones or, where the file
+            does not fit those and they are the zoo's own, the first others.
         replace: Replace what was imported under the same tag of the user's own before.
 
     Raises:
@@ -54,9 +56,10 @@ def import_file(name: str, file: Path, *, like: str | None = None, replace: bool
     known = registry().specs.get(name)
     if known is not None and known.origin == str(own) and replace:
         known = None
-    entry = None if known else _own_entry(name, file, like or _default(info))
-    spec = known or parse(name, entry, own)
-    sha256 = _check(spec, file, own)
+    models = [like] if like else _models(info)
+    entries = [None] if known else [_own_entry(name, file, model) for model in models]
+    specs = [known or parse(name, entry, own) for entry in entries]
+    sha256 = _check(specs[0], file, own)
     with lock(name):
         path = converted_path(name)
         with convert.atomic(path) as staging:
@@ -64,15 +67,25 @@ def import_file(name: str, file: Path, *, like: str | None = None, replace: bool
                 shutil.copyfile(file, staging)
             else:
                 convert.write(convert.read_tensors(file), staging)
-            _try(info, spec, staging)
-        write_record(spec, path, sha256, convert.md5_of(file))
-    if entry is not None:
+            fits = _first_that_fits(info, specs, staging)
+        write_record(specs[fits], path, sha256, convert.md5_of(file))
+    if (entry := entries[fits]) is not None:
         _add_own(own, name, entry)
     return registry().specs[name]
 
 
-def _default(info: DetectorInfo | None) -> str | None:
-    return f"{info.name}.{info.default_tag}" if info is not None and info.default_tag else None
+def _models(info: DetectorInfo | None) -> list[str | None]:
+    """Whose configuration a file may share: of the default weights, and of the first that are not the zoo's own."""
+    if info is None or not info.default_tag:
+        return [None]
+    default = f"{info.name}.{info.default_tag}"
+    specs = [spec for name, spec in registry().specs.items() if name.partition(".")[0] == info.name]
+    others = [spec.name for spec in specs if not _embedded(spec)]
+    return [default, *others[:1]] if _embedded(lookup(default)) else [default]
+
+
+def _embedded(spec: WeightSpec) -> bool:
+    return (spec.source or "").startswith("package:")
 
 
 def _own_entry(name: str, file: Path, like: str | None) -> dict[str, Any]:
@@ -107,6 +120,18 @@ def _check(spec: WeightSpec, file: Path, own: Path) -> str:
         else:
             hint = f"this is not the file that {spec.name} means: import it under a tag of your own"
         raise WeightsError(str(error), hint=hint) from error
+
+
+def _first_that_fits(info: DetectorInfo | None, specs: Sequence[WeightSpec], staging: Path) -> int:
+    """Which spec's network the file fits; where none, the last one's reason is told, the published one's."""
+    for index, spec in enumerate(specs[:-1]):
+        try:
+            _try(info, spec, staging)
+        except WeightsError:
+            continue
+        return index
+    _try(info, specs[-1], staging)
+    return len(specs) - 1
 
 
 def _try(info: DetectorInfo | None, spec: WeightSpec, staging: Path) -> None:
