@@ -23,6 +23,7 @@ from detector_zoo.networks.positionwise import PositionwiseDetector
 from detector_zoo.weights import instantiate
 
 STRIDES = {"cnnspot": 2, "corvi": 1, "stay_positive": 1}
+PUBLISHED = {"cnnspot": "cnnspot.blur_jpg_0_5", "corvi": "corvi.latent", "stay_positive": "stay_positive.corvi_plus"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATTERNS = ("random", "constant", "gradient", "checkerboard", "edge")
 
@@ -81,8 +82,8 @@ def reference_logit(network: nn.Module, image: Image.Image, crop: int | None = N
 
 
 def build(name: str, tensors: Mapping[str, Tensor], **preprocessing: object) -> PositionwiseDetector:
-    """The detector of a method, straight from tensors, with the configuration of the method's default weights."""
-    info, spec = registry.resolve(name)
+    """The detector of a method, straight from tensors, with the configuration of its authors' weights."""
+    info, spec = registry.resolve(PUBLISHED[name])
     assert spec is not None
     spec = replace(spec, name=f"{name}.test", preprocessing={**spec.preprocessing, **preprocessing})
     detector = instantiate(import_target(info), Weights(spec, tensors))

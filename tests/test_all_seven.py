@@ -22,6 +22,11 @@ from detector_zoo.weights import instantiate
 from conftest import encoded, photo
 
 SEVEN = ("cnnspot", "corvi", "inpx", "mdmf", "patch_shuffle", "stay_positive", "ufd_clip")
+PUBLISHED = resnets.PUBLISHED | {
+    "inpx": "inpx.resnet50",
+    "patch_shuffle": "patch_shuffle.official",
+    "ufd_clip": "ufd_clip.official",
+}
 SQUARE = {"mean": [0.5] * 3, "std": [0.5] * 3, "exif_orientation": "ignore"}
 
 
@@ -69,7 +74,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedDetector]:
     for name in SEVEN:
         if name == "mdmf":
             continue
-        info, spec = registry.resolve(name)
+        info, spec = registry.resolve(PUBLISHED[name])
         assert spec is not None
         spec = replace(spec, **small.get(name, {}))
         target = import_target(info)

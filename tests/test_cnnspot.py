@@ -123,10 +123,9 @@ def test_the_catalogue_has_both_weights_and_the_papers_crop() -> None:
         assert spec is not None
         assert (spec.variant, spec.preprocessing["crop"]) == ("crop224", 224)
         assert spec.preprocessing["exif_orientation"] == "ignore"
-    assert registry.resolve("cnnspot")[1] == registry.lookup("cnnspot.blur_jpg_0_5")
 
 
-@pytest.mark.parametrize("name", sorted(resnets.STRIDES))
+@pytest.mark.parametrize("name", sorted(resnets.PUBLISHED.values()))
 def test_without_weights_one_line_says_how_to_get_them(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -33,12 +34,15 @@ from detector_zoo.networks.clip import build_tower, embedding_size, load_tower
 from detector_zoo.plugins import list_detectors
 from detector_zoo.preprocessing import Preprocessing
 from detector_zoo.registry import WeightSpec
+from detector_zoo.weights import fetch, read
 from detector_zoo.weights_import import import_file
 from detector_zoo_ufd_clip.model import UFD
+from detector_zoo_ufd_clip.small import SmallUFD
 
 from conftest import photo
 from hub_server import HubServer
 
+PLUGIN = Path(__file__).parents[1] / "plugins" / "detector_zoo_ufd_clip"
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 TINY_INPUT = {"mean": MEAN, "std": STD, "crop": tiny_clip.SIDE, "exif_orientation": "ignore"}
 SIZES = [(224, 224), (225, 223), (500, 301), (223, 300), (100, 57), (1, 1), (640, 3)]
@@ -285,6 +289,55 @@ def test_head_and_backbone_over_the_hub(model: Any, tmp_path: Path) -> None:
         ], "each once, of the commit and not of the branch"
 
 
+def test_transformers_and_open_clips_files_score_alike(model: Any, own_home: Path, tmp_path: Path) -> None:
+    """As ViT-B/16's two files: transformers' state dict in torch's format on the Hub, and open_clip's from the user."""
+    configs = tmp_path / "configs"
+    tiny_clip.register(configs)
+    buffer = io.BytesIO()
+    torch.save(tiny_clip.published(model), buffer)
+    tower = load_tower(tiny_clip.NAME, tiny_clip.published(model), "test")
+    save_file({key: value.contiguous() for key, value in tower.state_dict().items()}, tmp_path / "visual.safetensors")
+    save_file(head(), tmp_path / "head.safetensors")
+    photo(50, 40).save(tmp_path / "x.png")
+    inputs = {"config": {"model": tiny_clip.NAME}, "preprocessing": TINY_INPUT, "source": "file:", "why": "a test"}
+    with HubServer() as server:
+        commit = server.commit("openai/clip", {"pytorch_model.bin": buffer.getvalue()})
+        specs = {
+            "backbone.hub": {
+                "source": "hub:openai/clip/pytorch_model.bin",
+                "revision": commit,
+                "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+                "format": "pth",
+                "why": "a test",
+            },
+            "backbone.brought": {"source": "file:", "why": "a test"},
+            "ufd_clip.tiny": inputs | {"backbone": "backbone.hub"},
+            "ufd_clip.mine": inputs | {"backbone": "backbone.brought"},
+        }
+        (own_home / "registry.yaml").write_text(json.dumps({"schema_version": 1, "weights": specs}))
+        program = PROGRAM.replace("ufd_clip.tiny@squash", "ufd_clip.mine").replace(
+            "names =",
+            "from detector_zoo.weights_import import import_file\n"
+            "for name, file in zip(sys.argv[3::2], sys.argv[4::2]): import_file(name, Path(file))\n"
+            "del sys.argv[3:]\nnames =",
+        )
+        brought = ["backbone.brought", tmp_path / "visual.safetensors"]
+        for tag in ("tiny", "mine"):
+            brought += [f"ufd_clip.{tag}", tmp_path / "head.safetensors"]
+        done = subprocess.run(
+            [sys.executable, "-c", program, configs, tmp_path / "x.png", *brought],
+            env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ufd_clip.tiny"] == pytest.approx(found["ufd_clip.mine"], abs=1e-4)
+    assert found["ufd_clip.tiny"] == pytest.approx(
+        [reference(model, Image.open(tmp_path / "x.png"), tiny_clip.SIDE)], abs=1e-4
+    )
+
+
 def imported(
     own_home: Path, folder: Path, backbone: Mapping[str, Tensor], name: str, inputs: Mapping[str, Any]
 ) -> None:
@@ -335,11 +388,40 @@ def test_the_real_size_equals_transformers(own_home: Path, tmp_path: Path) -> No
 def test_without_weights_and_network_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     photo().save(tmp_path / "x.png")
-    done = CliRunner().invoke(main, ["score", "-d", "ufd_clip", str(tmp_path / "x.png")])
+    done = CliRunner().invoke(main, ["score", "-d", "ufd_clip.official", str(tmp_path / "x.png")])
     error, hint = done.stderr.splitlines()
     assert done.exit_code == 1
     assert error.startswith("Error: ufd_clip.official: https://raw.githubusercontent.com/WisconsinAIVision/")
     assert "HF_HUB_OFFLINE" in hint
+
+
+def test_the_embedded_head_is_one_for_its_backbone() -> None:
+    spec = registry.registry().specs["ufd_clip.b16"]
+    linear = read(fetch(spec))
+    assert {key: tuple(value.shape) for key, value in linear.items()} == {"weight": (1, 512), "bias": (1,)}
+    assert embedding_size(spec.config["model"]) == 512
+    assert spec.backbone == "backbone.clip_vit_b16_openai"
+    backbones = [registry.registry().specs[f"backbone.clip_vit_b16_{name}"] for name in ("openai", "dequantised")]
+    towers = sum(parameter.numel() for parameter in build_tower(spec.config["model"]).parameters())
+    # The one is float16 and the image tower alone, the other float32 and all of CLIP.
+    assert 2 * towers < (backbones[1].bytes or 0) < 2 * towers + 50_000
+    assert 4 * towers < (backbones[0].bytes or 0)
+    recipe = yaml.safe_load((PLUGIN / "recipes" / "b16.yaml").read_text())
+    assert (recipe["network"], recipe["preprocessing"]) == (spec.config, spec.preprocessing)
+
+
+def test_the_default_needs_neither_network_nor_clip(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = load("ufd_clip", device="cpu")
+    assert found.name == "ufd_clip.lite"
+    assert isinstance(found.detector, SmallUFD)
+    image = photo(300, 260)
+    (score,) = found.score([image])
+    heat = found.heatmap(image)
+    # The logit is the mean of the map's positions, which the calibration then scales.
+    assert heat.shape == (260, 300)
+    assert heat.min() < found.detector.raw(found.detector.transform(image)[None])[0] < heat.max()
+    assert np.isfinite(score)
 
 
 def test_the_backbones_size_is_that_of_its_network() -> None:
@@ -363,14 +445,15 @@ def test_the_backbones_size_is_that_of_its_network() -> None:
 
 def test_the_registry_says_where_the_pins_are_from() -> None:
     specs = registry.registry().specs
-    for name in ("ufd_clip.official", "backbone.clip_vit_l14_openai"):
+    backbones = ("backbone.clip_vit_l14_openai", "backbone.clip_vit_b16_openai")
+    for name in ("ufd_clip.official", *backbones):
         spec = specs[name]
         assert spec.sha256
         assert spec.bytes
         assert not spec.verified
         assert "public repositories" in spec.why
         assert spec.how_to_get
-    assert specs["backbone.clip_vit_l14_openai"].pinned
+    assert all(specs[name].pinned for name in backbones)
     (info,) = [info for info in list_detectors() if info.name == "ufd_clip"]
     assert info.card is not None
     assert info.card.is_file()

@@ -31,7 +31,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             summary="ResNet-50 trained on ProGAN images with blur and JPEG; the classic baseline",
             load="detector_zoo_cnnspot.model:CNNSpot",
             capabilities=frozenset({"explain", "localize", "train"}),
-            default_tag="blur_jpg_0_5",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )

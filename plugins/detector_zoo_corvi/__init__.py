@@ -38,7 +38,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             summary="ResNet-50 at stride 8 on the whole image at its own size, trained on latent diffusion",
             load="detector_zoo_corvi.model:Corvi",
             capabilities=frozenset({"explain", "localize", "train"}),
-            default_tag="latent",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )

@@ -31,7 +31,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             summary="Classifiers trained on inpainted images whose untouched pixels were restored (INP-X)",
             load="detector_zoo_inpx.model:INPX",
             capabilities=frozenset({"localize", "train"}),
-            default_tag="resnet50",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )

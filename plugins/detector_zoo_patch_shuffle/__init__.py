@@ -31,7 +31,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             summary="Shuffled patches through one shared network, so that the scene cannot be read",
             load="detector_zoo_patch_shuffle.model:PatchShuffle",
             capabilities=frozenset({"explain", "localize", "train"}),
-            default_tag="official",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )

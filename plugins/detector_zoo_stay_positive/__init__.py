@@ -31,7 +31,7 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
             summary="Corvi's or Rajan's network with a last layer that uses evidence of generation only",
             load="detector_zoo_stay_positive.model:StayPositive",
             capabilities=frozenset({"explain", "localize", "train"}),
-            default_tag="corvi_plus",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )

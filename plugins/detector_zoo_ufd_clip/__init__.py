@@ -28,10 +28,10 @@ def register_detectors(register: Callable[[DetectorInfo], None]) -> None:
     register(
         DetectorInfo(
             name="ufd_clip",
-            summary="A linear head on the frozen image embedding of CLIP ViT-L/14",
+            summary="A linear head on a frozen image embedding, CLIP's or a small network's",
             load="detector_zoo_ufd_clip.model:UFD",
             capabilities=frozenset({"train"}),
-            default_tag="official",
+            default_tag="lite",
             paper=PAPER,
             card=Path(__file__).with_name("CARD.md"),
         )
