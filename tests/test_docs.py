@@ -17,7 +17,19 @@ import pytest
 from detector_zoo.cli import COMMANDS
 from test_readme import ROOT, typed
 
-PAGES = [ROOT / "docs" / name for name in ("which-metric.md", "is-my-data-biased.md", "what-does-093-mean.md")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md"
+    for name in (
+        "which-metric",
+        "is-my-data-biased",
+        "what-does-093-mean",
+        "tutorial",
+        "howto-many-files",
+        "howto-calibrate",
+        "howto-train",
+        "howto-offline",
+    )
+]
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 

@@ -1,0 +1,1 @@
+"""The papers' claims, tested on small networks: see `__main__`."""
