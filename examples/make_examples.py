@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from detector_zoo_mdmf.taef2 import load_taef2
+from detector_zoo.training.autoencoder import load_autoencoder
 
 HERE = Path(__file__).parent
 SOURCE = "val/real/python3-skimage"
@@ -83,7 +83,7 @@ def main() -> None:
     photos = {name: photograph(args.data, name) for name in PHOTOGRAPHS}
     for name, pixels in photos.items():
         save(name, pixels)
-    model = load_taef2(args.weights_dir)
+    model = load_autoencoder(str(args.weights_dir))
     with torch.inference_mode():
         save("generated_1_reconstruction", pixels_of(model.decode(model.encode(tensor(photos["real_1"])))))
 

@@ -1,26 +1,22 @@
 """MDMF on DINOv2: the paper's backbones and patch sizes, without their weights."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from detector_zoo import registry
 from detector_zoo.detector import Weights
 from detector_zoo.errors import WeightsError
 from detector_zoo.registry import WeightSpec
-from detector_zoo_mdmf import vit_training
 from detector_zoo_mdmf.distilled import build_embedder
 from detector_zoo_mdmf.embedder import VitEmbedder
 from detector_zoo_mdmf.mmd import SignatureHead
 from detector_zoo_mdmf.model import MDMF
 from detector_zoo_mdmf.tiles import Tiling
-from detector_zoo_mdmf.training import Recipe
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SMALL = "vit_small_patch14_dinov2.lvd142m"
@@ -188,33 +184,3 @@ def test_configurations_in_the_registry(letter: str, width: int, depth: int) -> 
         SignatureHead(embedder.dim, **found.config["head"])
     assert (embedder.dim, len(embedder.vit.blocks), embedder.stride, embedder.patch) == (width, depth, 14, 32)
     assert Tiling.from_preprocessing(found.preprocessing, embedder.patch, embedder.unit).tile == 448
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A train split of 56 pictures, noisy ones generated; one in seven, by its hash, calibrates."""
-    lines = ["path,label,split,generator,kind,source,codec,sha256"]
-    rng = np.random.default_rng(0)
-    for number in range(56):
-        generated = number % 2 == 1
-        pixels = np.asarray(picture(240, 180)).astype(int) + rng.integers(-120, 121, (180, 240, 3)) * generated
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(np.clip(pixels + number, 0, 255).astype(np.uint8)).save(path)
-        label, kind = ("generated", "t2i") if generated else ("real", "photo")
-        # The slices are cut by these digits: numbers 0, 7, 14, ... of either class.
-        lines.append(f"{path.name},{label},train,,{kind},{label},png,{number // 2:08x}{number:056x}")
-    (tmp_path / "manifest.csv").write_text("\n".join(lines))
-    return tmp_path
-
-
-def test_signatures_can_be_trained_on_a_transformer(
-    vit: nn.Module, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vit_training, "lookup", lambda name: spec(56))
-    save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, data / "vit.safetensors")
-    recipe = Recipe(laundered=0, head_steps=60)
-    path = vit_training.train_vit("mdmf.dinov2_test", data / "vit.safetensors", data, data / "out", recipe=recipe)
-    trained = MDMF.from_weights(Weights(spec=spec(56), tensors=load_file(path), backbone=vit.state_dict()))
-    with Image.open(data / "0.png") as real, Image.open(data / "1.png") as generated:
-        scores = trained.score([real.convert("RGB"), generated.convert("RGB")])
-    assert scores[1] > scores[0] + 0.5

@@ -1,20 +1,26 @@
 """The embedder of mdmf.lite: its tokens, the map that it is taught, the teacher."""
 
+import copy
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional
 
+import tiny_clip
 from detector_zoo.errors import WeightsError
+from detector_zoo.networks.clip import load_tower
+from detector_zoo.networks.folding import fold
 from detector_zoo_mdmf.distil import fit_map
 from detector_zoo_mdmf.distilled import DistilledEmbedder
 from detector_zoo_mdmf.laundering import launder
-from detector_zoo_mdmf.teacher import load_teacher
-from detector_zoo_mdmf.views import View
+from detector_zoo_mdmf.teacher import ClipEmbedder, load_teacher
 
 
 @pytest.fixture
@@ -49,23 +55,24 @@ def test_folding_changes_no_token(embedder: DistilledEmbedder) -> None:
     embedder.eval()
     x = torch.randn(1, 3, 64, 64)
     before = embedder(x)
-    torch.testing.assert_close(embedder.fold()(x), before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(fold(embedder)(x), before, atol=1e-4, rtol=1e-3)
+    assert not [module for module in embedder.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def views(embedder: DistilledEmbedder, noise: float) -> list[View]:
-    """Views whose teacher is a linear map of what the embedder sees, and noise."""
+def views(embedder: DistilledEmbedder, noise: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Cells, and tokens of a teacher is a linear map of what the embedder sees, and noise."""
     true = torch.randn(10, 2 * embedder.inputs) / 10
     out = []
-    for number in range(200):
+    for _ in range(200):
         cells = torch.randn(embedder.inputs, 4, 4)
         taught = torch.einsum("oi,ihw->ohw", true, embedder.context(cells[None])[0])
         taught = taught + noise * taught.std() * torch.randn_like(taught)
-        out.append(View(str(number), True, cells.half(), taught.half()))
+        out.append((cells.half(), taught.half()))
     return out
 
 
-def tokens(embedder: DistilledEmbedder, made: list[View]) -> torch.Tensor:
-    return torch.cat([embedder.map(embedder.context(v.cells.float()[None]))[0].flatten(1).T for v in made])
+def tokens(embedder: DistilledEmbedder, made: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([embedder.map(embedder.context(cells.float()[None]))[0].flatten(1).T for cells, _ in made])
 
 
 def test_map_finds_a_linear_teacher(embedder: DistilledEmbedder) -> None:
@@ -75,7 +82,7 @@ def test_map_finds_a_linear_teacher(embedder: DistilledEmbedder) -> None:
     torch.testing.assert_close(found.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
     torch.testing.assert_close(found.std(0), torch.ones(6), atol=1e-2, rtol=0)
     # The six axes hold what the ten numbers of the teacher vary in, so they tell most of it back.
-    taught = torch.cat([v.teacher.float().flatten(1).T for v in made])
+    taught = torch.cat([grid.float().flatten(1).T for _, grid in made])
     centred = taught - taught.mean(0)
     back = torch.linalg.lstsq(found, centred).solution
     assert (centred - found @ back).square().sum() < 0.5 * centred.square().sum()
@@ -84,8 +91,8 @@ def test_map_finds_a_linear_teacher(embedder: DistilledEmbedder) -> None:
 def test_explained_share_is_that_of_the_residuals(embedder: DistilledEmbedder) -> None:
     made = views(embedder, 1.0)
     share = fit_map(embedder, made, ridge=10.0)
-    taught = torch.cat([v.teacher.float().flatten(1).T for v in made])
-    sample = torch.cat([v.teacher.float().flatten(1).T for v in made[::5]])
+    taught = torch.cat([grid.float().flatten(1).T for _, grid in made])
+    sample = torch.cat([grid.float().flatten(1).T for _, grid in made[::5]])
     scaled = (sample - sample.mean(0)) / (sample.std(0) + 1e-4)
     axes = torch.linalg.eigh(scaled.T @ scaled / len(scaled)).eigenvectors.flip(1)[:, :6]
     target = (taught - sample.mean(0)) / (sample.std(0) + 1e-4) @ axes
@@ -107,26 +114,50 @@ def test_laundering_is_seeded(compressed: bool) -> None:
         assert first.tobytes() == second.tobytes()
 
 
-def test_teacher_gives_open_clip_s_tokens(tmp_path: Path) -> None:
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    visual = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None).visual.eval()
+@pytest.mark.parametrize("layout", ["open_clip", "transformers"])
+def test_teacher_gives_open_clip_s_tokens(tmp_path: Path, layout: str) -> None:
+    tiny_clip.register(tmp_path / "configs")
+    published = tiny_clip.published(tiny_clip.theirs())
+    tower: Any = load_tower(tiny_clip.NAME, published, "tiny")
+    state = published if layout == "transformers" else dict(tower.state_dict())
     path = tmp_path / "clip.safetensors"
-    save_file({key: value.contiguous() for key, value in visual.state_dict().items()}, path)
-    x = torch.randn(1, 3, 224, 224)
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    x = torch.randn(2, 3, tiny_clip.SIDE, tiny_clip.SIDE)
     with torch.inference_mode():
-        y = visual.conv1(x).flatten(2).transpose(1, 2)
-        y = torch.cat([visual.class_embedding.expand(1, 1, -1), y], 1) + visual.positional_embedding
-        y = visual.ln_pre(y)
-        for block in visual.transformer.resblocks[:3]:
+        y = tower._embeds(x)
+        for block in tower.transformer.resblocks[:2]:
             y = block(y)
-        expected = functional.avg_pool2d(y[:, 1:].transpose(1, 2).unflatten(2, (14, 14)), 2)
-        found = load_teacher(path, block=3, patch=32)(x)
+        expected = functional.avg_pool2d(y[:, 1:].transpose(1, 2).unflatten(2, (4, 4)), 2)
+        taught, sha256 = load_teacher(str(path), tiny_clip.NAME, block=2, patch=16)
+        found = taught(x)
+    assert expected.std() > 0.01
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_teacher_interpolates_its_positions_as_timm_does(tmp_path: Path) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    tiny_clip.register(tmp_path / "configs")
+    taught = ClipEmbedder(tiny_clip.NAME, tiny_clip.published(tiny_clip.theirs()), "tiny", block=1, patch=8).eval()
+    x = torch.randn(1, 3, 48, 40)
+    with torch.inference_mode():
+        found = taught(x)
+        tower: Any = copy.deepcopy(taught.tower)
+        places = tower.positional_embedding[None]
+        moved = resample_abs_pos_embed(places, [6, 5], list(tower.grid_size), antialias=True)
+        tower.positional_embedding = nn.Parameter(moved[0])
+        expected = tower.transformer.resblocks[0](tower._embeds(x))[:, 1:]
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected, atol=1e-4, rtol=0)
 
 
 def test_teacher_s_file_is_read_strictly(tmp_path: Path) -> None:
+    tiny_clip.register(tmp_path / "configs")
     path = tmp_path / "other.safetensors"
-    save_file({"conv1.weight": torch.zeros(768, 3, 16, 16)}, path)
-    with pytest.raises(WeightsError, match=r"other.safetensors: expected tensor 'cls_token'"):
-        load_teacher(path, block=6, patch=32)
+    save_file({"conv1.weight": torch.zeros(tiny_clip.WIDTH, 3, 8, 8)}, path)
+    with pytest.raises(WeightsError, match=r"other.safetensors: expected tensor 'class_embedding'"):
+        load_teacher(str(path), tiny_clip.NAME, block=1, patch=8)
+    with pytest.raises(WeightsError, match=r"teacher .*none.safetensors: no such file"):
+        load_teacher(str(tmp_path / "none.safetensors"), tiny_clip.NAME, block=1, patch=8)
+    with pytest.raises(WeightsError, match="tiny: block 4 is not one of the 3"):
+        ClipEmbedder(tiny_clip.NAME, tiny_clip.published(tiny_clip.theirs()), "tiny", block=4, patch=8)
