@@ -65,6 +65,19 @@ def test_groups_are_joined_by_way_of_others() -> None:
     assert names[3] != names[0]
 
 
+def test_a_photograph_keeps_its_place_whatever_is_made_from_it() -> None:
+    photos = [Sample(path=Path(f"{i}"), label="real", sha256=f"{i:064x}") for i in range(1, 61)]
+    fakes = [Sample(path=Path(f"f{i}"), label="generated", sha256=f"{i + 500:064x}") for i in range(60)]
+    # Hashes below and above the photographs' own.
+    made = [
+        Sample(path=Path(f"m{i}"), label="generated", group=photo.sha256, sha256=f"{(7919 * i) % 2000 + 1000:064x}")
+        for i, photo in enumerate(photos)
+    ]
+    alone, beside = cut([*photos, *fakes], SHARES), cut([*photos, *fakes, *made], SHARES)
+    for name, members in alone.items():
+        assert {s.sha256 for s in members} <= {s.sha256 for s in beside[name]}
+
+
 def test_a_slice_without_a_class_is_an_error() -> None:
     with pytest.raises(DatasetError, match=r"slice .* lacks a class"):
         cut(samples([1, 1, 1]), SHARES)
