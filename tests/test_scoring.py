@@ -290,7 +290,7 @@ def test_all_leaves_out_controls_and_detectors_without_weights(fake_plugins: Fak
 
     @hookimpl
     def register_detectors(register: Any) -> None:
-        register(DetectorInfo(name="free", summary="", load="detector_zoo_dummy.detector:Dummy"))
+        register(DetectorInfo(name="free", summary="needs no weights", load="detector_zoo_dummy.detector:Dummy"))
 
     module.register_detectors = register_detectors  # type: ignore[attr-defined]
     fake_plugins.add("free", module)

@@ -77,7 +77,13 @@ LAYOUTS = ("table", "json", "csv", "md")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
 @lock.option
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps", help="Where to compute.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the forward pass.",
+)
 @click.option("--memory", callback=size, metavar="SIZE", help="What a forward pass may take, e.g. 500MB.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images a forward pass.")
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that decode.")
