@@ -57,7 +57,7 @@ def test_the_commands_are_ones_that_zoo_has() -> None:
     assert brought == ["weights", "import", "backbone.x", "m/x.safetensors"]
     assert " ".join(train) == (
         "train corvi --recipe lite --out o/corvi.lite --data d --data m/recon-train --data m/edits-train "
-        "--set mix.pairs=0.5"
+        "--precision fp32 --set mix.pairs=0.5"
     )
     for command in (brought, train):
         assert CliRunner().invoke(main, [*command[:2], "--help"]).exit_code == 0

@@ -41,6 +41,7 @@ class Setting:
     data: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     brought: dict[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
 
 
 def setting(name: str, text: str) -> Setting:
@@ -57,7 +58,12 @@ def setting(name: str, text: str) -> Setting:
     found = entries.get(name) or entries.get(name.removesuffix(".lite")) or {}
     if unknown := (set(found) - set(Setting.__dataclass_fields__)) | (set(found.get("data", ())) - set(MADE)):
         raise DatasetError(f"{name} in {SETTINGS.name}: {sorted(unknown)[0]!r} is unknown")
-    return Setting(tuple(found.get("data", ())), tuple(found.get("set", ())), found.get("brought", {}))
+    return Setting(
+        tuple(found.get("data", ())),
+        tuple(found.get("set", ())),
+        found.get("brought", {}),
+        found.get("precision", "fp32"),
+    )
 
 
 def commands(name: str, chosen: Setting, *, data: Path, made: Path, out: Path) -> list[list[str]]:
@@ -74,6 +80,7 @@ def commands(name: str, chosen: Setting, *, data: Path, made: Path, out: Path) -
     places = [data, *(made / MADE[kind] for kind in chosen.data)]
     train = ["train", method, "--recipe", recipe, "--out", str(out)]
     train += [part for place in places for part in ("--data", str(place))]
+    train += ["--precision", chosen.precision]
     train += [part for change in chosen.set for part in ("--set", change)]
     brought = [["weights", "import", weights, str(made / file)] for weights, file in chosen.brought.items()]
     return [*brought, train]
