@@ -128,6 +128,7 @@ class _Run:
     def show(self, audit: Audit) -> None:
         """Print and write the figures; tell on stderr which images are not in them."""
         from detector_zoo.evaluation.audits import as_csv
+        from detector_zoo.evaluation.results import write_text
 
         failures = (*self.bad, *audit.origin.failures)
         audit = replace(audit, origin=replace(audit.origin, failures=failures))
@@ -137,7 +138,7 @@ class _Run:
         else:
             click.echo(as_json if self.layout == "json" else as_csv(audit), nl=False)
         if self.output is not None:
-            _write(self.output, as_json if self.output.suffix.lower() == ".json" else as_csv(audit))
+            write_text(self.output, as_json if self.output.suffix.lower() == ".json" else as_csv(audit))
         for line in failures:
             click.echo(line, err=True)
 
@@ -153,17 +154,6 @@ def _tables(audit: Audit) -> str:
         note = fill(table.note, terminal_width())
         parts.append("\n".join(filter(None, (table.title, columns(head, rows), note))))
     return "\n\n".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    from detector_zoo.errors import ZooError
-
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise ZooError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _watch(items: Iterable[Any]) -> Iterable[Any]:
