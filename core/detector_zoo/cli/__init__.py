@@ -55,6 +55,7 @@ class _Zoo(click.Group):
         except ZooError as error:
             self.tell(ctx, str(error), error.hint)
             ctx.exit(error.exit_code)
+        # click's own ways to end, which its main() turns into a message and a status.
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         # A mistake of ours, or of a plugin where nobody thought that it could be made.
