@@ -83,7 +83,7 @@ def test_python_blocks(folder: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = ROOT.joinpath("Makefile").read_text()
-    targets = re.findall(r"^ {4}make (\w+)|`make (\w+)", README, re.MULTILINE)
+    targets = re.findall(r"^ {4}make ([\w-]+)|`make ([\w-]+)", README, re.MULTILINE)
     assert len(targets) >= 2
     for first, second in targets:
         assert re.search(rf"^{first or second}:", makefile, re.MULTILINE)
