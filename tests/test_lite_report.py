@@ -230,8 +230,17 @@ REPORT: dict[str, Any] = {
             "bytes": 1_500_000,
             "images_per_second": 12.3,
             "timed_on": "pictures",
-            "training": None,
+            "training": {
+                "seconds": 120,
+                "machine": "cpu",
+                "recipe": "lite",
+                "data": "toys, split train",
+                "data_sha256": "0" * 64,
+                "slices": {"fit": {"real": 4, "generated": 5}},
+                "steps": {"done": 40, "kept": 20},
+            },
             "trained_on": "toys",
+            "curve": {"loss": [[10, 0.7], [40, 0.25]], "auroc": [[s, 0.5 + s / 100] for s in range(5, 41, 5)]},
         }
     ],
     "fusion": None,
@@ -252,6 +261,12 @@ def test_a_card_that_differs_from_the_report_is_found_and_mended(
     assert keep_cards(file, check=True) == 0
     assert "| equalised | 0.750 [0.500, 0.875] | - | - | - |" in card.read_text()
     assert "1.50 MB; 12.3 images a second" in card.read_text()
+    assert "collections) 0.550 after 5 steps, 0.650 after 15 steps, 0.700 after 20 steps" in card.read_text()
+    assert "0.900 after 40 steps; the loss on what is learnt went from 0.7 to 0.25." in card.read_text()
+    picture = (tmp_path / cards.CURVES).read_text()
+    assert picture.startswith("<?xml")
+    assert "Date" not in picture
+    assert cards.CURVES in (tmp_path / "lite-report.md").read_text()
     assert card.read_text().startswith("# Toy\n\n## Results\n")
     assert card.read_text().endswith("## Licence\nFree.\n")
     assert other.read_text() == "# Other\n\n## Results\n\nOurs.\n"

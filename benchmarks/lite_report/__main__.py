@@ -29,7 +29,7 @@ from detector_zoo.evaluation.perturbations import parse
 from detector_zoo.evaluation.provenance import environment, git_state
 from detector_zoo.evaluation.samples import Sample
 
-from . import cards, figures, pictures
+from . import cards, curves, figures, pictures
 from .fused import Slice, fused
 from .measuring import costs, load_all, maps, say, scored
 
@@ -129,6 +129,8 @@ def keep_cards(path: Path, *, check: bool) -> int:
         else:
             card.write_text(wanted[card], "utf-8")
             say(f"wrote {card.parent.name}/{card.name}")
+    if report is not None and not check:
+        curves.draw(report["detectors"], path.parent / cards.CURVES)
     return 1 if check and stale else 0
 
 
@@ -167,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("registry.yaml", cards.registry(report)),
     ):
         (options.out / name).write_text(text, "utf-8")
+    curves.draw(report["detectors"], options.out / cards.CURVES)
     print(options.out / "lite-report.md")
     return 0
 

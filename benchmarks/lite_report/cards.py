@@ -17,6 +17,8 @@ START = "<!-- lite-report: made by make lite-report, do not edit -->"
 END = "<!-- lite-report: end -->"
 COMMAND = "make lite-report DATA=../shared/data"
 FUSION = "fusion"
+CURVES = "images/lite-curves.svg"
+"""Beside the page, drawn by `curves.draw`."""
 
 CONDITIONS = {
     "none": "equalised",
@@ -123,6 +125,21 @@ def _cost(one: Report) -> Iterator[str]:
             f"{learnt['data']}; learnt from {fit['real']} photographs and {fit['generated']} generated images, "
             f"sha256 of the list of files `{learnt['data_sha256'][:16]}`."
         )
+        if one.get("curve", {}).get("auroc"):
+            yield _curve(one["curve"], learnt["steps"]["kept"])
+
+
+def _curve(curve: Report, kept: int) -> str:
+    """The learning curve in a line, of five steps that were validated at most, the one that was kept among them."""
+    steps = [step for step, _ in curve["auroc"]]
+    shown = {steps[round(i * (len(steps) - 1) / 3)] for i in range(4)} | {kept}
+    said = ", ".join(f"{value:.3f} after {step} steps" for step, value in curve["auroc"] if step in shown)
+    losses = [value for _, value in curve["loss"]]
+    trend = f"; the loss on what is learnt went from {losses[0]:.3g} to {losses[-1]:.3g}" if len(losses) > 1 else ""
+    return (
+        f"Learning curve: AUROC on the validation slice (train, whose photographs the network does not see, of the "
+        f"same collections) {said}{trend}."
+    )
 
 
 def page(report: Report) -> str:
@@ -146,6 +163,12 @@ def page(report: Report) -> str:
     wide = [[name, *(cells.get(n, "-") for n in names)] for name, cells in by_row.items()]
     parts.append("AUROC, equalised where nothing else is said:")
     parts.append(table(["images", *names], wide))
+    if any(one.get("curve") for one in report["detectors"]):
+        parts.append(
+            "How they learnt: the loss on what is learnt, and AUROC on the validation slice, which is cut by "
+            "photograph but shares its collections with what is learnt; `val` does not."
+        )
+        parts.append(f"![Loss and AUROC on the validation slice against steps, a panel a method]({CURVES})")
     if report.get("fusion"):
         fusion, best = report["fusion"], report["best_single"]
         parts += [

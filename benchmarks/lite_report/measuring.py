@@ -28,6 +28,7 @@ from detector_zoo.loading import LoadedDetector, load
 from detector_zoo.plugins import list_detectors
 from detector_zoo.scoring import Options
 from detector_zoo.training.artifact import SPEC_FILE, load_detector
+from detector_zoo.training.checkpoints import Metrics
 
 from .figures import numbers
 from .pictures import CONTROL, EDITED
@@ -50,11 +51,13 @@ class Measured:
         detector: Loaded, on the CPU.
         record: Of its training, where there is one.
         fused: Whether it is part of the fusion.
+        curve: The training's loss, and AUROC on its validation slice: (step, value) each.
     """
 
     detector: LoadedDetector
     record: dict[str, Any] | None
     fused: bool
+    curve: dict[str, list[tuple[int, float]]]
 
     @property
     def name(self) -> str:
@@ -97,8 +100,9 @@ def load_all(names: Sequence[str], also: Sequence[str], runs: Path | None) -> li
                 say(f"Left out: {name}, its weights are not at hand")
                 continue
             detector = load(name, device="cpu")
-        record = next((r for r in map(record_of, [folder] if folder else folders) if r), None)
-        found.append(Measured(detector, record, fused))
+        run = next((f for f in ([folder] if folder else folders) if record_of(f)), None)
+        record, curve = (record_of(run), curve_of(run)) if run else (None, {})
+        found.append(Measured(detector, record, fused, curve))
     if not found:
         raise UnknownDetectorError("no detector has its weights at hand")
     return found
@@ -161,6 +165,13 @@ def _localized(found: Localization) -> dict[str, Any]:
     return {"images": found.images, **{name: numbers(getattr(found, name)) for name in names}}
 
 
+def curve_of(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """See `Measured.curve`."""
+    rows = Metrics.read(run)
+    keys = {"loss": "loss", "auroc": "val_auroc"}
+    return {name: [(row["step"], round(row[key], 4)) for row in rows if key in row] for name, key in keys.items()}
+
+
 def costs(one: Measured, samples: Sequence[Sample]) -> dict[str, Any]:
     """Size, speed, training: speed as seconds of the processor, which other load disturbs less than the clock."""
     chosen = sorted(samples, key=lambda s: s.sha256)[:TIMED]
@@ -192,4 +203,5 @@ def costs(one: Measured, samples: Sequence[Sample]) -> dict[str, Any]:
         "timed_on": f"{len(chosen)} equalised pictures, 304 to 368 px a side, median of {REPEATS}",
         "trained_on": spec.trained_on if spec else "",
         "training": training,
+        "curve": one.curve,
     }
