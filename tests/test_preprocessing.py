@@ -32,6 +32,21 @@ def test_crop_is_torchvisions(width: int, height: int, crop: int) -> None:
     assert torch.equal(found, transforms.PILToTensor()(transforms.CenterCrop(crop)(image)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(width=SIDES, height=SIDES, multiple=st.integers(1, 20), crop=st.none() | st.integers(1, 4))
+def test_whole_multiples_of_the_centre_are_kept(width: int, height: int, multiple: int, crop: int | None) -> None:
+    image = photo(width, height)
+    most = crop and crop * multiple
+    sides = [max(1, min(side, most or side) // multiple) * multiple for side in (height, width)]
+    found = inputs(multiple=multiple, crop=most)
+    assert torch.equal(found.pixels(image), transforms.PILToTensor()(transforms.CenterCrop(sides)(image)))
+    map_of_width = np.broadcast_to(np.arange(sides[1], dtype=np.float32), sides)
+    back = found.spread(map_of_width, image.size)
+    assert back.shape == (height, width)
+    if width >= multiple:
+        assert {back.min(), back.max()} == {0, sides[1] - 1}, "all of what was cut out, and beyond it its edge"
+
+
 @settings(max_examples=40, deadline=None)
 @given(width=SIDES, height=SIDES, resize=st.integers(1, 40), cubic=st.booleans(), crop=st.none() | st.integers(1, 50))
 def test_resize_is_torchvisions(width: int, height: int, resize: int, cubic: bool, crop: int | None) -> None:
@@ -97,6 +112,7 @@ def test_a_map_of_the_resized_image_comes_back(constants: dict[str, object]) -> 
         ({"resize": [224, 0]}, "0 is not a side"),
         ({"crop": -1}, "-1 is not a side"),
         ({"crop": 22.4}, "22.4 is not a side"),
+        ({"multiple": 0}, "0 is not a side"),
         ({"std": [1, 0, 1]}, "divided by 0"),
         ({"interpolation": "nearest"}, "'nearest' is not bilinear, bicubic"),
     ],

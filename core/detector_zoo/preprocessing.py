@@ -28,6 +28,8 @@ class Preprocessing:
         resize: Length of the shorter side; or (height, width) to squash to; or None.
         interpolation: ``bilinear`` or ``bicubic``, Pillow's, which is antialiased.
         crop: Side of the centred square; smaller images are padded with black first. None keeps the whole image.
+        multiple: Where given, what is cut out is the centred rectangle of whole multiples of so many pixels, at most
+            ``crop`` a side; only an image of less than one multiple is padded.
         mean: Of each channel, subtracted in the range [0, 1].
         std: Of each channel, divided by after that.
     """
@@ -37,6 +39,7 @@ class Preprocessing:
     resize: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
     crop: int | None = None
+    multiple: int | None = None
 
     @classmethod
     def of(cls, name: str, constants: Mapping[str, Any]) -> Preprocessing:
@@ -61,7 +64,7 @@ class Preprocessing:
         if found.interpolation not in _FILTERS:
             raise WeightsError(f"{name}: preprocessing: interpolation {found.interpolation!r} is not bilinear, bicubic")
         resize = found.resize if isinstance(found.resize, tuple) else (found.resize,)
-        for side in (*resize, found.crop):
+        for side in (*resize, found.crop, found.multiple):
             if side is not None and (type(side) is not int or side < 1):
                 raise WeightsError(f"{name}: preprocessing: {side!r} is not a side in pixels")
         if 0 in found.std:
@@ -72,10 +75,11 @@ class Preprocessing:
         """Resize and crop an RGB image: (3, H, W) uint8, a quarter of what floats would take to keep and to move."""
         if self.resize is not None:
             image = image.resize(self._resized(*image.size), _FILTERS[self.interpolation])
-        if self.crop is not None:
-            left, top = (_offset(side, self.crop) for side in image.size)
+        width, height = (self._cropped(side) for side in image.size)
+        if (width, height) != image.size:
+            left, top = _offset(image.width, width), _offset(image.height, height)
             # Beyond the image's edge Pillow fills in black.
-            image = image.crop((left, top, left + self.crop, top + self.crop))
+            image = image.crop((left, top, left + width, top + height))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -96,14 +100,22 @@ class Preprocessing:
             (height, width) float32. What a crop left out repeats the crop's edge; what it padded is cut off.
         """
         width, height = self._resized(*size)
-        if self.crop is not None:
+        if heat.shape != (height, width):
             rows, columns = (
-                np.clip(np.arange(side) - _offset(side, self.crop), 0, self.crop - 1) for side in (height, width)
+                np.clip(np.arange(side) - _offset(side, cut), 0, cut - 1)
+                for side, cut in zip((height, width), heat.shape, strict=True)
             )
             heat = heat[np.ix_(rows, columns)]
         if (width, height) != size:
             heat = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
         return heat
+
+    def _cropped(self, side: int) -> int:
+        """How much of a side is kept, or what it is padded to."""
+        if self.multiple is None:
+            return self.crop or side
+        most = side if self.crop is None else min(side, self.crop)
+        return max(1, most // self.multiple) * self.multiple
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing; the longer side is cut off, not rounded, as torchvision's Resize does."""
