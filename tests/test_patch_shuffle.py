@@ -178,6 +178,31 @@ def test_the_logit_is_the_mean_over_all_permutations() -> None:
         torch.testing.assert_close(found.logits(batch), every.mean(0), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize(("size", "patches"), [((48, 32), 6), ((40, 16), 2)])
+def test_the_logit_of_more_or_fewer_patches_is_the_mean_over_all_draws(size: tuple[int, int], patches: int) -> None:
+    state = tensors(16, 2, 32)
+    network = PatchNetwork(16, 2, 4).eval()
+    network.load_state_dict(state, strict=False)
+    scored = WeightSpec(
+        name="patch_shuffle.test",
+        config={"patch": 16, "depth": 2, "slots": 4},
+        preprocessing={**PAPER.preprocessing, "crop": 64, "multiple": 16},
+    )
+    found = PatchShuffle.from_weights(Weights(spec=scored, tensors=state))
+    image = photo(*size)
+    pixels = found.transform(image)[None]
+    draws = itertools.permutations(range(patches), 4) if patches > 4 else itertools.product(range(patches), repeat=4)
+    with torch.inference_mode():
+        features = network.encoder(cut(pixels, 16)[0] / 255)
+        assert len(features) == patches
+        every = torch.stack([network.classifier(features[list(draw)].flatten())[0] for draw in draws])
+        assert every.std() > 100 * TOLERANCE
+        torch.testing.assert_close(found.logits(pixels)[0], every.mean(), atol=TOLERANCE, rtol=0)
+    middle = found.heatmap([image])[0][:, (size[0] - 16 * (size[0] // 16)) // 2 :][:, : 16 * (size[0] // 16)]
+    assert middle.mean() == pytest.approx(float(every.mean()), abs=TOLERANCE)
+    assert sum(found.evidence(image).values()) == pytest.approx(float(every.mean()), abs=TOLERANCE)
+
+
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(16)), seed=st.integers(0, 1000))
 def test_the_order_of_patches_does_not_change_a_score(detector: PatchShuffle, order: list[int], seed: int) -> None:

@@ -2,7 +2,8 @@
 
 Training shuffles the patches of an image so that the scene cannot be read. The linear layer on their concatenated
 features still tells the slots apart, so the score of an image would depend on the permutation that is drawn for it.
-Here it is the mean over all of them, which needs no drawing: see `PatchNetwork.mean_weight`.
+Here it is the mean over all of them, which needs no drawing, and may be over more patches than there are slots: see
+`PatchNetwork.mean_weight`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from detector_zoo.errors import WeightsError
 from detector_zoo.networks.folding import fold
 from detector_zoo.networks.state import load_strictly
 from detector_zoo.preprocessing import Preprocessing
-from detector_zoo_patch_shuffle.network import PatchNetwork, cut
+from detector_zoo_patch_shuffle.network import PatchNetwork, cut, with_slots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ class PatchShuffle(TorchDetector):
 
     Args:
         network: In evaluation mode.
-        inputs: Its preprocessing, with a crop of as many patches as the network has slots.
+        inputs: Its preprocessing, which leaves whole patches: as many as the network has slots, or any other number.
     """
 
     network: PatchNetwork
@@ -57,8 +58,8 @@ class PatchShuffle(TorchDetector):
     def from_weights(cls, weights: Weights) -> PatchShuffle:
         """Build the network that ``weights.spec.config`` describes and load the tensors strictly.
 
-        ``config`` holds ``patch``, ``depth`` and ``width`` of `PatchNetwork`; ``preprocessing`` the fields of
-        `Preprocessing`, from whose ``crop`` the number of slots follows.
+        ``config`` holds ``patch``, ``depth``, ``width`` and ``slots`` of `PatchNetwork`; ``preprocessing`` the fields
+        of `Preprocessing`. Without ``slots`` there are as many as patches in the ``crop``.
 
         Raises:
             WeightsError: The crop is not a whole number of patches; a tensor is missing, left over or of another
@@ -66,22 +67,27 @@ class PatchShuffle(TorchDetector):
         """
         spec = weights.spec
         inputs = Preprocessing.of(spec.name, spec.preprocessing)
-        patch, crop = spec.config.get("patch"), inputs.crop
-        if not isinstance(patch, int) or patch < 1 or not crop or crop % patch:
-            raise WeightsError(f"{spec.name}: crop {crop} is not a whole number of patches of {patch} px")
-        network = PatchNetwork(**spec.config, slots=(crop // patch) ** 2)
+        try:
+            network = PatchNetwork(**with_slots(spec.config, inputs))
+        except ValueError as error:
+            raise WeightsError(f"{spec.name}: {error}") from error
         load_strictly(network, weights.tensors, spec.name)
         detector = cls(network, inputs)
         detector.spec = spec
         return detector
 
     def transform(self, image: Image.Image) -> Tensor:
-        """The centre crop's pixels, (3, crop, crop) uint8; black where the image is smaller."""
+        """The centre crop's pixels, (3, H, W) uint8, of whole patches; black where the image is smaller."""
         return self.inputs.pixels(image)
 
     def logits(self, batch: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) uint8 to logits, (N,): each the mean over all permutations of the image's patches."""
-        logits: Tensor = self._shares(self._features(batch)).sum(1) + self.network.classifier.bias
+        """Pixels (N, 3, H, W) uint8 to logits, (N,).
+
+        Each is the mean over all ways to fill the network's slots with patches of the image: over all permutations
+        where there are as many patches as slots.
+        """
+        shares = self._shares(self._features(batch))
+        logits: Tensor = self.network.slots * shares.mean(1) + self.network.classifier.bias
         return logits
 
     def heatmap(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
@@ -110,12 +116,12 @@ class PatchShuffle(TorchDetector):
         real image and a positive one only for a generated one.
 
         Returns:
-            ``real``: the sum over the patches of w_i h_i, w_i < 0; ``fake``: the same over w_i > 0; ``bias``: b. They
-            add up to the logit, before calibration.
+            With h the features of the mean patch, times the number of slots: ``real``, the sum of w_i h_i over w_i < 0;
+            ``fake``, the same over w_i > 0; ``bias``, b. They add up to the logit, before calibration.
         """
         with torch.inference_mode():
-            features = self._features(self.transform(image)[None].to(self.device))[0].sum(0)
-            parts = self.network.mean_weight() * features
+            features = self._features(self.transform(image)[None].to(self.device))[0].mean(0)
+            parts = self.network.slots * self.network.mean_weight() * features
             return {
                 "real": float(parts.clamp(max=0).sum()),
                 "fake": float(parts.clamp(min=0).sum()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FEATURES", "WIDTH", "PatchEncoder", "PatchNetwork", "cut"]
+from detector_zoo.preprocessing import Preprocessing
+
+__all__ = ["FEATURES", "WIDTH", "PatchEncoder", "PatchNetwork", "cut", "with_slots"]
 
 WIDTH = 64
 """Of the published network at full resolution; its stages have 2, 4 and 8 times as many channels."""
@@ -21,6 +24,18 @@ def cut(images: Tensor, patch: int) -> Tensor:
     grid = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     patches: Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     return patches
+
+
+def with_slots(config: Mapping[str, Any], inputs: Preprocessing) -> dict[str, Any]:
+    """The arguments of `PatchNetwork`: a configuration, with as many slots as the crop has patches where it has none.
+
+    Raises:
+        ValueError: What ``inputs`` leaves of an image is not a whole number of patches.
+    """
+    patch, crop = config.get("patch"), inputs.crop
+    if not isinstance(patch, int) or patch < 1 or not crop or crop % patch or (inputs.multiple or patch) % patch:
+        raise ValueError(f"crop {crop} is not a whole number of patches of {patch} px")
+    return {"slots": (crop // patch) ** 2, **config}
 
 
 class PatchEncoder(nn.Module):
@@ -91,6 +106,8 @@ class PatchNetwork(nn.Module):
             E[sum_s w_s . h_pi(s) + b] = sum_s sum_p P(pi(s) = p) w_s . h_p + b = sum_p (1/P sum_s w_s) . h_p + b
 
         These weights in every slot give the mean logit over all P! permutations, exactly and without drawing any.
+        An image of n patches, n not P, has the mean over all draws of P of them in its place: P/n sum_p ... + b, since
+        every slot is as likely to hold any of the n (drawn anew for every slot where n < P).
         """
         return self.classifier.weight.view(self.slots, -1).mean(0)
 

@@ -17,7 +17,7 @@ from detector_zoo.training.job import Job
 from detector_zoo.training.loop import Trainee
 from detector_zoo.training.recipes import RecipeError, build
 from detector_zoo_patch_shuffle.model import PatchShuffle
-from detector_zoo_patch_shuffle.network import PatchNetwork
+from detector_zoo_patch_shuffle.network import PatchNetwork, with_slots
 
 __all__ = ["Recipe", "fit"]
 
@@ -37,13 +37,10 @@ def fit(job: Job) -> Path:
     """Train as ``recipes/`` say; returns the folder of the weights."""
     where = f"{job.method}, recipe {job.recipe}"
     recipe = build(Recipe, job.values, where)
-    crop, patch = recipe.preprocessing.get("crop"), recipe.network.get("patch")
-    if not isinstance(crop, int) or not isinstance(patch, int) or crop % patch:
-        raise RecipeError(f"{where}: preprocessing.crop {crop} is not a whole number of patches of {patch} px")
     torch.manual_seed(job.seed)
     try:
-        network = PatchNetwork(**recipe.network, slots=(crop // patch) ** 2)
-    except TypeError as error:
+        network = PatchNetwork(**with_slots(recipe.network, Preprocessing.of("recipe", recipe.preprocessing)))
+    except (TypeError, ValueError) as error:
         raise RecipeError(f"{where}: network: {error}") from error
     return fit_images(job, recipe, PatchShuffle, Trainee(network=network, loss=_loss(recipe)))
 
