@@ -13,16 +13,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ECE_BINS", "Counts", "Ranked", "Statistic", "calibration_noise", "statistics"]
+__all__ = ["ECE_BINS", "Counts", "Ranked", "Statistic", "statistics"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 ECE_BINS = 15
 """Bins of equal width over [0, 1] that the calibration error is summed over."""
-
-CERTAIN = 3.0
-"""Standard errors from which on the sign of a bin's gap is taken for known."""
 
 
 class Side:
@@ -248,27 +245,6 @@ def _brier(r: Counts) -> Floats:
 
 def _ece(r: Counts) -> Floats:
     return np.asarray(np.abs(r.gaps).sum(1), np.float64)
-
-
-def calibration_noise(counts: Counts, drawn: Floats) -> tuple[Floats, Floats]:
-    """By how much noise may have raised the calibration error, and by how much it may have lowered it.
-
-    The error sums absolute gaps, |g + e| where a true gap g is seen with noise e. That exceeds |g| by no more than
-    |e|, and by e, with the gap's sign, where the sign is certain; it falls short of |g| by no more than e with the
-    sign. (The directional derivative of the absolute value, the sign known or not: Fang and Santos 2019.)
-
-    Args:
-        counts: Of the images, one row.
-        drawn: (R, bins), the gaps of resamples.
-
-    Returns:
-        Bounds from above and from below, (R,) each.
-    """
-    gaps, noise = counts.gaps[0], drawn - counts.gaps
-    # Where all labels of a bin are alike, resamples do not show their noise.
-    error = np.sqrt(np.maximum(noise.var(0), counts.calibrated_variance[0]))
-    signed = np.sign(gaps) * noise
-    return np.where(np.abs(gaps) > CERTAIN * error, signed, np.abs(noise)).sum(1), signed.sum(1)
 
 
 def statistics(threshold: float = 0.0) -> dict[str, Statistic]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEW", "Metric", "Rule", "clopper_pearson", "difference", "mean", "ratio", "share"]
+__all__ = ["FEW", "Metric", "Rule", "clopper_pearson", "difference", "mean", "ratio", "share", "sum_of_gaps"]
 
 Floats = NDArray[np.float64]
 
@@ -86,6 +86,45 @@ def ratio(value: float, drawn: Floats, images: int) -> Metric:
     """Percentile interval."""
     low, high = np.quantile(drawn, TAILS)
     return Metric(value, float(low), float(high))
+
+
+def sum_of_gaps(value: float, found: Floats, drawn: Floats, least: Floats) -> Metric:
+    """Interval of a sum of absolute gaps, in [0, 1], which noise can only raise (the calibration error).
+
+    Resamples have the noise once more, and say nothing of how much the sum itself was raised. So a test is inverted: of
+    every size that the true sum may have, with gaps in the proportions that were found, noise is added to the gaps; the
+    interval holds the sizes of which the sum that was found lies between the 2 % and the 97 % quantile. A true sum
+    of 0 can be missed on one side alone, by 3 %.
+
+    Args:
+        value: The sum that was found.
+        found: (B,), its gaps, with their signs.
+        drawn: (R, B), those of resamples.
+        least: (B,), the variance that their noise would have were all gaps 0: where the labels of a bin are alike,
+            resamples show next to none.
+
+    Returns:
+        Always with the value in it, which noise may have raised beyond all sizes that fit.
+    """
+    noise = drawn - found
+    seen = noise.std(0)
+    # Not the larger of the two: that would be too much where both are right.
+    error = np.where(seen**2 < least / 4, np.sqrt(least), seen)
+    normal = np.random.default_rng(0).standard_normal(noise.shape)
+    noise = np.where(seen > 0, noise / np.where(seen > 0, seen, 1), normal) * error
+    shape = found if value else error
+    shape = shape / max(float(np.abs(shape).sum()), 1e-12)
+
+    def bisect(quantile: float) -> float:
+        """The size of which the sum that was found is this quantile."""
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            sums = np.abs(middle * shape + noise).sum(1)
+            low, high = (middle, high) if np.quantile(sums, quantile) < value else (low, middle)
+        return low
+
+    return Metric(value, min(bisect(0.97), value), max(bisect(0.02), value))
 
 
 def spread(drawn: Floats, images: int) -> float:

@@ -5,7 +5,7 @@ has the metric; the resamples behind the intervals are counted by `counts`, whos
 scikit-learn's on the resamples themselves. `intervals` has the rules by which resamples become an interval.
 
 Two metrics have rules of their own. The calibration error sums absolute values, which noise can only raise: see
-`counts.calibration_noise`. TPR at a low FPR rests on the few highest real images: where fewer than `RARE` of them may
+`intervals.sum_of_gaps`. TPR at a low FPR rests on the few highest real images: where fewer than `RARE` of them may
 be flagged, no set knows a lower bound, and the interval starts at 0.
 No bootstrap knows more than the images that it draws from: with fewer than `FEW` of a class do not believe it.
 """
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from detector_zoo.errors import ZooError
 from detector_zoo.evaluation import intervals
 from detector_zoo.evaluation.bootstrap import Resampling
-from detector_zoo.evaluation.counts import ECE_BINS, Counts, Ranked, calibration_noise, statistics
+from detector_zoo.evaluation.counts import ECE_BINS, Counts, Ranked, statistics
 from detector_zoo.evaluation.intervals import FEW, TAILS, Metric
 
 Floats = NDArray[np.float64]
@@ -264,9 +264,8 @@ def measure(
     for name, resampled in zip(names, drawn, strict=True):
         value = values[name](y, s)
         if name == "ece":
-            raised, lowered = calibration_noise(Counts(ranked, np.ones((1, len(y)))), resampled)
-            low, high = np.quantile(raised, TAILS[1]), np.quantile(lowered, TAILS[0])
-            out[name] = Metric(value, max(value - float(low), 0.0), min(value - float(high), 1.0))
+            once = Counts(ranked, np.ones((1, len(y))))
+            out[name] = intervals.sum_of_gaps(value, once.gaps[0], resampled, once.calibrated_variance[0])
         elif name in _LIMITS and _LIMITS[name] * int((~y).sum()) < RARE:
             out[name] = _rare_tpr(value, y, s, _LIMITS[name])
         else:
