@@ -25,7 +25,7 @@ GOLDEN: dict[str, dict[str, float]] = {
     "corvi": {"ramp": -0.352, "noise": 1.112, "shapes": -0.472},
     "inpx": {"ramp": -0.171, "noise": -0.157, "shapes": 1.122},
     "mdmf": {"ramp": -1.505, "noise": -1.95, "shapes": -1.625},
-    "patch_shuffle": {"ramp": -0.431, "noise": 6.358, "shapes": 0.938},
+    "patch_shuffle": {"ramp": -0.826, "noise": 8.016, "shapes": -2.168},
     "stay_positive": {"ramp": -0.599, "noise": 0.708, "shapes": -0.348},
     "ufd_clip": {"ramp": -1.93, "noise": 0.976, "shapes": -1.248},
 }
