@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,65 @@ def test_files_that_are_no_catalogue(tmp_path: Path, text: str, expected: str) -
     assert str(caught.value).startswith(str(path))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def doubling(last: str) -> str:
+    """Forty lines that describe 2^40 nodes."""
+    lines = [f"a{i}: &a{i} {last.format(i - 1) if i else '{x: 1}'}" for i in range(40)]
+    return "schema_version: 1\nweights: {a.b: {source: null, why: x, config: {" + ", ".join(lines) + "}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (doubling("[*a{0}, *a{0}]"), "nested too deeply, or too long"),
+        (doubling("{{<<: [*a{0}, *a{0}]}}"), "nested too deeply, or too long"),
+        ("[" * 100_000, "nested too deeply"),
+        ("a: " + "{a: " * 100_000, "nested too deeply"),
+        ("- x\n" * 200_000, "too long"),
+        ("&a [*a]", "alias a names nothing that is complete"),
+        ("[*a]", "alias a names nothing"),
+        ("schema_version: 1\nweights: {a.b: {source: null, why: x, config: &c {a: *c}}}", "alias c names nothing"),
+        ("a: " + "9" * 5000, "of that length"),
+        ("a: 1" + ":59" * 200_000, "of that length"),
+        ("a: 2020-13-45", "month must be in 1..12"),
+        (f"schema_version: 1\nweights: {{? {'a' * 10**5} : {{source: null, why: x}}}}", "has the form method.tag"),
+        (f"schema_version: 1\nweights: {{a.{'b' * 300}: {{source: null, why: x}}}}", "has the form method.tag"),
+        (f"schema_version: 1\nweights: {{a.b: {{source: null, why: x, {'k' * 1000}: 1}}}}", "unknown key 'kkk"),
+        (f"schema_version: 1\nweights: {{a.b: {{source: {'s' * 10**5}, why: x}}}}", "expected package:"),
+        ("schema_version: 1\nweights: {a.b: {source: null, why: x, threshold: .nan}}", "expected a finite number"),
+        ("schema_version: 1\nweights: {a.b: {source: null, why: x, threshold: -.inf}}", "expected a finite number"),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_files_that_mean_harm_are_one_short_line(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(WeightsError, match=r"r\.yaml: ") as caught:
+        registry.load_file(path, tmp_path / "cache")
+    assert expected in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 500
+    assert str(caught.value).isprintable()
+
+
+def test_files_that_never_end(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").touch()
+    os.truncate(tmp_path / "large.yaml", 10**10)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("large", "pipe"):
+        with pytest.raises(WeightsError, match="no file, or larger than"):
+            registry.load_file(tmp_path / f"{name}.yaml")
+
+
+def test_repeated_parts_may_be_given_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "schema_version: 1\nweights:\n"
+        "  a.b: {source: null, why: &w because, config: &c {x: 1}}\n"
+        "  a.c: {source: null, why: *w, config: {<<: *c, y: 2}}\n"
+    )
+    specs = registry.load_file(path)
+    assert (specs["a.c"].why, specs["a.c"].config) == ("because", {"x": 1, "y": 2})
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ __all__ = ["LOWER", "SOURCES", "WORD", "is_hex", "is_name", "loopback"]
 # Checked by hand: every catalogue is read by `zoo list`, which should not wait for a dozen patterns to be compiled.
 _HEX = frozenset("0123456789abcdef")
 LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
+_LONGEST = 200  # it becomes the name of a file
 WORD = LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ.-")
 
 
@@ -20,7 +21,7 @@ def is_hex(text: str, shortest: int, longest: int) -> bool:
 def is_name(text: str) -> bool:
     """Whether a text has the form ``method.tag``."""
     method, _, tag = text.partition(".")
-    lower = LOWER.issuperset(method) and LOWER.issuperset(tag)
+    lower = LOWER.issuperset(method) and LOWER.issuperset(tag) and len(text) <= _LONGEST
     return lower and method[:1].isalpha() and tag[:1].isalnum()
 
 

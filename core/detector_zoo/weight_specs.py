@@ -6,6 +6,7 @@ threshold of 0. Reading a catalogue imports neither torch nor numpy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -185,10 +186,10 @@ def load_file(path: Path, cache: Path | None = None) -> dict[str, WeightSpec]:
         version = document["schema_version"]
         raise WeightsError(f"{path}: schema_version {version}, this zoo reads {SCHEMA_VERSION}", hint=hint)
     if unknown := sorted(set(document) - {"schema_version", "weights"}, key=str):
-        raise WeightsError(f"{path}: unknown key {unknown[0]!r}")
+        raise WeightsError(f"{path}: unknown key {unknown[0]!r:.100}")
     weights = document.get("weights") or {}
     if not isinstance(weights, dict):
-        raise WeightsError(f"{path}: weights: expected a mapping, got {weights!r}")
+        raise WeightsError(f"{path}: weights: expected a mapping, got {weights!r:.200}")
     return {name: parse(name, raw, path) for name, raw in weights.items()}
 
 
@@ -203,7 +204,7 @@ def parse(name: Any, raw: Any, path: Path) -> WeightSpec:
     Raises:
         WeightsError: If anything is not as it should be.
     """
-    where = f"{path}: {name}"
+    where = f"{path}: {name!s:.100}"
     if not isinstance(name, str) or not is_name(name):
         raise WeightsError(f"{where}: a name has the form method.tag, of lower-case letters, digits and underscores")
     kind = "backbone" if name.startswith("backbone.") else "detector"
@@ -234,7 +235,7 @@ def _build(cls: type[Any], raw: Any, readers: Mapping[str, _Reader], where: str,
         raise _expected("a mapping", raw, where)
     for key in raw:
         if key not in readers:
-            raise WeightsError(f"{where}: unknown key {key!r}", hint=suggest(str(key), readers))
+            raise WeightsError(f"{where}: unknown key {key!r:.100}", hint=suggest(f"{key!s:.100}", readers))
     for item in fields(cls):
         if item.name not in raw and item.name not in given and item.default is item.default_factory is MISSING:
             raise WeightsError(f"{where}: {item.name} is missing")
@@ -242,7 +243,7 @@ def _build(cls: type[Any], raw: Any, readers: Mapping[str, _Reader], where: str,
 
 
 def _expected(what: str, value: Any, where: str) -> WeightsError:
-    return WeightsError(f"{where}: expected {what}, got {value!r}")
+    return WeightsError(f"{where}: expected {what}, got {value!r:.200}")
 
 
 def _text(value: Any, where: str) -> str:
@@ -255,6 +256,13 @@ def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _expected("a number", value, where)
     return float(value)
+
+
+def _finite(value: Any, where: str) -> float:
+    number = _number(value, where)
+    if not math.isfinite(number):  # a threshold of nan would call every image real
+        raise _expected("a finite number", value, where)
+    return number
 
 
 def _flag(value: Any, where: str) -> bool:
@@ -325,10 +333,10 @@ def _optional(read: _Reader) -> _Reader:
 
 
 _CALIBRATION: Mapping[str, _Reader] = {
-    "scale": _number,
-    "offset": _number,
+    "scale": _finite,
+    "offset": _finite,
     "fitted_on": _text,
-    "inconclusive": _number,
+    "inconclusive": _finite,
 }
 _RESULT: Mapping[str, _Reader] = {
     **dict.fromkeys(("data", "metric", "count", "command", "source"), _text),
@@ -348,7 +356,7 @@ _SPEC: Mapping[str, _Reader] = {
     "config": _mapping,
     "preprocessing": _mapping,
     "variants": _variants,
-    "threshold": _number,
+    "threshold": _finite,
     "calibration": _optional(_calibration),
     "verified": _flag,
     "reported": _results,
