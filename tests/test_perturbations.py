@@ -155,8 +155,9 @@ def test_a_plugin_that_cannot_be_used_is_named(fake_plugins: FakePlugins) -> Non
 
 def test_a_plugin_cannot_take_a_name_of_ours(fake_plugins: FakePlugins) -> None:
     fake_plugins.add("thief", plugin("jpeg", "audit_fakes:fog"), distribution="zoo-thief")
-    with pytest.raises(PluginError, match="'jpeg' of zoo-thief is taken"):
-        parse(["jpeg:75"])
+    (jpeg,) = parse(["jpeg:75"])
+    assert jpeg.function.__module__ == "detector_zoo.evaluation.transforms"
+    assert "'jpeg' of zoo-thief is taken" in plugins.catalogue().broken()[0].status
 
 
 def test_ours_are_there_in_the_safe_mode(monkeypatch: pytest.MonkeyPatch) -> None:

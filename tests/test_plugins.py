@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from detector_zoo.cli import main
 from detector_zoo.detector import PROTOCOLS
 from detector_zoo.entry_points import entry_points
 from detector_zoo.hookspecs import hookspec
-from detector_zoo.info import CAPABILITIES
+from detector_zoo.info import CAPABILITIES, Paper
 from detector_zoo.loading import import_target
 
 from conftest import FakePlugins
@@ -95,6 +96,100 @@ def test_a_broken_plugin_is_a_row_and_nothing_more(case: str, fake_plugins: Fake
     assert table.exit_code == 0
     assert "zoo-fake 1.0" in table.stdout
     assert "Warning: plugin bad (zoo-fake): " in CliRunner().invoke(main, ["-v", "list"]).stderr
+
+
+def naming(hook: str, *names: object) -> ModuleType:
+    """Registers names by one of the other two hooks, and goes on whatever is said."""
+    module = ModuleType("fake")
+
+    @hookimpl(specname=hook)
+    def register(register):  # type: ignore[no-untyped-def]
+        for name in names:
+            with suppress(Exception):
+                register(name, "module:target")
+
+    setattr(module, hook, register)
+    return module
+
+
+@pytest.mark.parametrize("hook", ["register_datasets", "register_perturbations"])
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["../x"], "name '../x' is not of the form"),
+        (["a/b"], "name 'a/b' is not of the form"),
+        (["\x1b[2J"], "is not of the form"),
+        (["x\n"], "is not of the form"),
+        (["n" * 51], "or longer than 50"),
+        (["n" * 10**6], "or longer than 50"),
+        ([None], "name None is not of the form"),
+        (["good", "No"], "name 'No' is not of the form"),
+        (["twin", "twin"], "is taken: zoo-fake registers it already"),
+        ([f"n{i}" for i in range(100_000)], "registers more than 1000 items"),
+    ],
+    ids=range(10),
+)
+def test_names_of_data_sets_and_perturbations(
+    hook: str, names: list[object], reason: str, fake_plugins: FakePlugins
+) -> None:
+    fake_plugins.add("bad", naming(hook, *names))
+    assert reason in row("bad").status
+    assert len(row("bad").status) < 400
+    found = plugins.catalogue()
+    assert found.datasets == found.perturbations == {}
+    shown = CliRunner().invoke(main, ["plugins"]).stdout
+    assert all(line.isprintable() and len(line) < 400 for line in shown.splitlines())
+
+
+def test_what_the_core_brings_cannot_be_taken(fake_plugins: FakePlugins) -> None:
+    from detector_zoo.evaluation import adapters, perturbations
+
+    for kind, register in (
+        ("datasets", adapters.register_datasets),
+        ("perturbations", perturbations.register_perturbations),
+    ):
+        ours: dict[str, str] = {}
+        register(register=ours.__setitem__)
+        assert plugins.TAKEN[kind] == set(ours)
+    fake_plugins.add("bad", naming("register_datasets", "folders"), distribution="zoo-thief")
+    fake_plugins.add("worse", registering(info("all")))
+    assert "dataset 'folders' of zoo-thief is taken: it means something to the zoo itself" in row("bad").status
+    assert "detector 'all' of zoo-fake is taken" in row("worse").status
+
+
+def test_a_plugin_that_catches_the_refusal_registers_nothing(fake_plugins: FakePlugins) -> None:
+    @hookimpl
+    def register_detectors(register):  # type: ignore[no-untyped-def]
+        for item in (info("good"), info("Bad"), info("better")):
+            with suppress(Exception):
+                register(item)
+
+    fake_plugins.add("bad", module_that(register_detectors))
+    assert "detectors name 'Bad' is not of the form" in row("bad").status
+    assert not {"good", "better"} & set(plugins.catalogue().detectors)
+
+
+def test_the_name_of_an_entry_point_cannot_be_taken(fake_plugins: FakePlugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_plugins.add("mdmf", AssertionError("was loaded"), distribution="zoo-thief")
+    monkeypatch.setenv("DETECTOR_ZOO_PLUGINS", "mdmf")
+    plugins.catalogue.cache_clear()
+    ours, theirs = plugins.catalogue().plugins
+    assert (ours.distribution, ours.status) == ("detector-zoo", "ok")
+    assert theirs.status == "PluginError: entry point 'mdmf' of zoo-thief is taken: detector-zoo has it"
+
+
+@pytest.mark.parametrize("change", [{"title": 3}, {"year": "2026"}, {"bibtex": None}, {"url": b"x"}])
+def test_a_paper_has_to_be_one(change: dict[str, object], fake_plugins: FakePlugins) -> None:
+    paper = Paper(**{"title": "T", "authors": "A B", "year": 2026, "url": "https://x", **change})  # type: ignore[arg-type]
+    fake_plugins.add("bad", registering(info("fine", paper=paper)))
+    assert f"fine: paper: {next(iter(change))} must be" in row("bad").status
+
+
+def test_many_detectors_are_shown_in_part(fake_plugins: FakePlugins) -> None:
+    fake_plugins.add("many", registering(*(info(f"n{i}") for i in range(20))), distribution="z" * 500)
+    shown = CliRunner().invoke(main, ["plugins"]).stdout
+    assert "n0, n1, n2, n3, n4 and 15 more" in shown
+    assert "z" * 81 not in shown
 
 
 def test_a_hook_of_an_unknown_name_is_reported(fake_plugins: FakePlugins) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,20 @@ from detector_zoo.errors import PluginError
 from detector_zoo.info import CAPABILITIES, DetectorInfo, Paper
 from detector_zoo.plain import one_line, plain
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _LONGEST = 300
+_MOST = 1000
+"""Items that a plugin may register."""
+TAKEN: Mapping[str, frozenset[str]] = {
+    "detectors": frozenset({"all", "backbone", "file", "hf", "hub", "package", "url"}),
+    "datasets": frozenset({"folders", "hf", "manifest", "triples", "webdataset"}),
+    "perturbations": frozenset({
+        "avif", "blur", "crop", "jpeg", "noise", "none", "resize_bicubic", "resize_bilinear", "resize_lanczos",
+        "screenshot", "social_media", "webp",
+    }),
+}  # fmt: skip
+"""Names that no plugin may register: words that mean something else, and what the core brings itself."""
 _HOOKS = {"register_detectors": "detectors", "register_datasets": "datasets", "register_perturbations": "perturbations"}
 
 
@@ -65,12 +77,18 @@ def catalogue() -> Catalogue:
     found = Catalogue()
     allowed = os.environ.get("DETECTOR_ZOO_PLUGINS")
     names = None if allowed is None else {part.strip() for part in allowed.split(",")}
+    points: dict[str, Plugin] = {}
     for point in sorted(entry_points(hookspecs.ENTRY_POINT_GROUP), key=_precedence):
         if names is not None and point.name not in names:
             continue
         plugin = Plugin(point.name, point.distribution, point.version)
-        with _interrupts() as interrupted:
+        # What a plugin prints would end up in `--json`.
+        with _interrupts() as interrupted, redirect_stdout(sys.stderr):
             try:
+                if owner := points.get(point.name):  # else the safe mode could be had by taking a name
+                    raise PluginError(
+                        f"entry point {point.name!r} of {plugin.distribution} is taken: {owner.distribution} has it"
+                    )
                 _load(point, plugin, found)
             # A plugin is a stranger's code: whatever it raises must not take the zoo with it, SystemExit included
             # and KeyboardInterrupt too, unless it is the user's.
@@ -79,6 +97,7 @@ def catalogue() -> Catalogue:
                     raise
                 plugin.status = f"{type(error).__name__}: {one_line(error)}"
         found.plugins.append(plugin)
+        points.setdefault(point.name, plugin)
     return found
 
 
@@ -123,26 +142,40 @@ def _load(point: EntryPoint, plugin: Plugin, found: Catalogue) -> None:
     if not plugin.hooks:
         raise PluginError(f"implements no hook of {', '.join(_HOOKS)}")
     new: dict[tuple[str, str], Any] = {}
+    refused: list[PluginError] = []
 
     def add(kind: str, name: str, item: Any) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise PluginError(f"{kind} name {name!r} is not of the form [a-z][a-z0-9_]*")
+            raise PluginError(f"{kind} name {name!r:.80} is not of the form [a-z][a-z0-9_]*, or longer than 50")
         owner = plugin if (kind, name) in new else found.owners.get((kind, name))
-        if owner is not None:
-            raise PluginError(
-                f"{kind[:-1]} {name!r} of {plugin.distribution} is taken: {owner.distribution} registers it already"
-            )
+        if owner is not None or name in TAKEN[kind]:
+            by = f"{owner.distribution} registers it already" if owner else "it means something to the zoo itself"
+            raise PluginError(f"{kind[:-1]} {name!r} of {plugin.distribution} is taken: {by}")
+        if len(new) == _MOST:
+            raise PluginError(f"registers more than {_MOST} items")
         new[kind, name] = item
 
+    @contextmanager
+    def noted() -> Iterator[None]:
+        if refused:
+            raise PluginError("an item before was refused")
+        try:
+            yield
+        except PluginError as error:
+            refused.append(error)  # it counts even where the plugin catches it
+            raise
+
     def register_detector(info: DetectorInfo) -> None:
-        _check_info(info)
-        add("detectors", info.name, info)
+        with noted():
+            _check_info(info)
+            add("detectors", info.name, info)
 
     def register_target(kind: str) -> Callable[[str, str], None]:
         def register(name: str, target: str) -> None:
-            if not isinstance(target, str) or not _TARGET.fullmatch(target):
-                raise PluginError(f'{kind[:-1]} {name!r}: expected "module:name", got {target!r}')
-            add(kind, name, target)
+            with noted():
+                if not isinstance(target, str) or not _TARGET.fullmatch(target):
+                    raise PluginError(f'{kind[:-1]} {name!r:.80}: expected "module:name", got {target!r:.80}')
+                add(kind, name, target)
 
         return register
 
@@ -150,6 +183,8 @@ def _load(point: EntryPoint, plugin: Plugin, found: Catalogue) -> None:
         kind = _HOOKS[hook]
         register = register_detector if kind == "detectors" else register_target(kind)
         getattr(manager.hook, hook)(register=register)
+    if refused:
+        raise refused[0]
     for (kind, name), item in new.items():
         getattr(found, kind)[name] = item
         found.owners[kind, name] = plugin
@@ -175,6 +210,11 @@ def _check_info(info: DetectorInfo) -> None:
         value = getattr(info, name)
         if not isinstance(value, kinds):
             raise PluginError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+    if info.paper is not None:
+        for name, kind in (("title", str), ("authors", str), ("year", int), ("url", str), ("bibtex", str)):
+            value = getattr(info.paper, name)
+            if not isinstance(value, kind):
+                raise PluginError(f"{info.name}: paper: {name} must be {kind.__name__}, got {value!r:.80}")
     for name, text in (("summary", info.summary), *((("paper", info.paper.authors),) if info.paper else ())):
         if not text.strip() or plain(text) != text or len(text) > _LONGEST:
             raise PluginError(f"{info.name}: {name} must be one printable line of at most {_LONGEST} characters")

@@ -8,8 +8,13 @@ from dataclasses import asdict
 import click
 
 from detector_zoo.cli.table import columns
+from detector_zoo.plain import plain
 from detector_zoo.plugins import catalogue
 from detector_zoo.registry import registry
+
+LONGEST = 80
+"""Characters of a name that are shown: what a stranger calls a package has no limit of its own."""
+SHOWN = 5
 
 
 @click.command("plugins")
@@ -23,8 +28,20 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     rows = [
-        [p.name, f"{p.distribution} {p.version}", ", ".join(p.hooks), ", ".join(p.detectors), p.status] for p in plugins
+        [
+            plain(plugin.name, LONGEST),
+            plain(f"{plugin.distribution} {plugin.version}", LONGEST),
+            ", ".join(plugin.hooks),
+            _some(plugin.detectors),
+            plugin.status,
+        ]
+        for plugin in plugins
     ]
     click.echo(columns(["PLUGIN", "DISTRIBUTION", "HOOKS", "DETECTORS", "STATUS"], rows))
     for problem in problems:
-        click.echo(f"catalogue of weights: {problem}")
+        click.echo(f"catalogue of weights: {plain(problem)}")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

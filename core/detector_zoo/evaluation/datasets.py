@@ -22,6 +22,7 @@ from detector_zoo.errors import DatasetError, ImageError, PluginError
 from detector_zoo.evaluation import adapters
 from detector_zoo.evaluation.entries import Adapter, Entry
 from detector_zoo.evaluation.samples import Sample
+from detector_zoo.loading import blamed
 from detector_zoo.plugins import catalogue
 from detector_zoo.registry import zoo_home
 from detector_zoo.sources import IMAGE_SUFFIXES, SUFFIX_FORMATS, printable
@@ -139,18 +140,10 @@ def known_adapters() -> dict[str, str]:
 
     Ours are registered by the same hook as a plugin's, but not through an entry point, so that the safe mode
     (``DETECTOR_ZOO_PLUGINS=``) can still read a folder.
-
-    Raises:
-        PluginError: A plugin registers a name of ours.
     """
     ours: dict[str, str] = {}
     adapters.register_datasets(register=ours.__setitem__)
-    theirs = catalogue().datasets
-    for name in ours.keys() & theirs.keys():
-        if theirs[name] != ours[name]:
-            owner = catalogue().owners["datasets", name].distribution
-            raise PluginError(f"dataset {name!r} of {owner} is taken: detector-zoo registers it already")
-    return ours | theirs
+    return ours | catalogue().datasets
 
 
 def _adapter(place: str) -> tuple[str, str, Adapter]:
@@ -173,11 +166,8 @@ def _adapter(place: str) -> tuple[str, str, Adapter]:
 
 def _build(name: str, target: str) -> Adapter:
     module, _, attribute = target.partition(":")
-    try:
+    with blamed(f"data-set adapter {name}: cannot load {target}"):
         adapter = getattr(import_module(module), attribute)()
-    # A stranger's module can raise anything when it is imported.
-    except Exception as error:
-        raise PluginError(f"data-set adapter {name}: cannot load {target}: {type(error).__name__}: {error}") from error
     if not isinstance(adapter, Adapter):
         raise PluginError(f"data-set adapter {name}: {target} has no accepts and entries")
     return adapter

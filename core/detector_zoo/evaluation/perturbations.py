@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from detector_zoo.errors import PluginError
 from detector_zoo.hookspecs import hookimpl
+from detector_zoo.plain import one_line
 from detector_zoo.plugins import catalogue
 
 if TYPE_CHECKING:
@@ -97,9 +98,11 @@ class Perturbation:
         rng = np.random.default_rng(np.frombuffer(seed, np.uint32))
         try:
             found = self.function(image, *_values(self.value), rng=rng)
-        # A plugin's code can raise anything.
-        except Exception as error:
-            raise PluginError(f"perturbation {self} failed: {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        # A plugin's code can raise anything, sys.exit() included.
+        except BaseException as error:
+            raise PluginError(f"perturbation {self} failed: {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(found, Image.Image) or found.mode != "RGB":
             raise PluginError(f"perturbation {self} did not return an RGB image")
         return found
@@ -123,17 +126,10 @@ def known_perturbations() -> dict[str, str]:
 
     Ours are registered by the same hook as a plugin's, but not through an entry point, so that the safe mode
     (``DETECTOR_ZOO_PLUGINS=``) still has them.
-
-    Raises:
-        PluginError: A plugin registers a name of ours.
     """
     ours: dict[str, str] = {}
     register_perturbations(register=ours.__setitem__)
-    theirs = catalogue().perturbations
-    for name in ours.keys() & theirs.keys():
-        owner = catalogue().owners["perturbations", name].distribution
-        raise PluginError(f"perturbation {name!r} of {owner} is taken: detector-zoo registers it already")
-    return ours | theirs
+    return catalogue().perturbations | ours
 
 
 def _parse(spec: str) -> Perturbation:
@@ -160,8 +156,10 @@ def _parse(spec: str) -> Perturbation:
         function(Image.new("RGB", (64, 64), (128, 128, 128)), *_values(value), rng=rng)
     except ValueError as error:
         raise ValueError(f"perturbation {spec!r}: {error}") from error
-    except Exception as error:
-        raise PluginError(f"perturbation {found} failed: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"perturbation {found} failed: {type(error).__name__}: {one_line(error)}") from error
     return found
 
 
@@ -173,9 +171,11 @@ def _import(name: str, target: str) -> Callable[..., Image.Image]:
     module, _, attribute = target.partition(":")
     try:
         function: Callable[..., Image.Image] = getattr(import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
     # Importing a plugin's module runs a stranger's code.
-    except Exception as error:
+    except BaseException as error:
         raise PluginError(
-            f"perturbation {name}: cannot load {target}: {type(error).__name__}: {error}", hint="zoo plugins"
+            f"perturbation {name}: cannot load {target}: {type(error).__name__}: {one_line(error)}", hint="zoo plugins"
         ) from error
     return function
