@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from PIL import Image
 
 from detector_zoo import plugins, registry
 from detector_zoo.entry_points import EntryPoint
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +64,25 @@ def fake_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePlugins]:
     monkeypatch.undo()
     plugins.catalogue.cache_clear()
     registry.registry.cache_clear()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub on this machine, and nobody logged in."""
+    from hub_toys import attached
+
+    with attached(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def run(hub: HubServer, tmp_path: Path, fake_plugins: FakePlugins, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder of an installed toy, and a token that may write."""
+    from hub_toys import install_toy, run_folder
+
+    install_toy(fake_plugins)
+    monkeypatch.setenv("HF_TOKEN", hub.writer)
+    return run_folder(tmp_path / "run")
 
 
 def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:

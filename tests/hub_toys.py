@@ -53,7 +53,7 @@ def attached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # the oldest version has no such switch
     (folder / "work").mkdir()
     monkeypatch.chdir(folder / "work")
     hub_refs.forget()

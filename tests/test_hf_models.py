@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +19,8 @@ from safetensors.torch import save
 
 from detector_zoo import hub_labels, hub_refs, load
 from detector_zoo.errors import UnknownDetectorError, ZooError
-from hub_toys import attached, zoo
+from detector_zoo.hub_models import HubClassifier
+from hub_toys import zoo
 from test_weights import go_offline
 
 from conftest import photo
@@ -53,12 +54,6 @@ def tiny_vit(labels: dict[int, str] | None = None, **changes: Any) -> dict[str, 
 def vit() -> dict[str, bytes]:
     torch.set_num_threads(1)
     return tiny_vit()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with attached(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture
@@ -305,6 +300,35 @@ def test_images_of_any_kind(hub: HubServer, commit: str) -> None:
     loaded = load(f"hf:{MODEL}", device="cpu")
     odd = [Image.new("RGB", (1, 1), "red"), Image.new("RGB", (3, 500)), photo(200, 7)]
     assert np.isfinite(loaded.score(odd)).all()
+
+
+@pytest.mark.parametrize("size", [(50, 3), (3, 50), (50, 1), (3, 3)])
+def test_rows_are_not_taken_for_channels(hub: HubServer, commit: str, size: tuple[int, int]) -> None:
+    detector = load(f"hf:{MODEL}", device="cpu").detector
+    assert isinstance(detector, HubClassifier)
+    picture = photo(*size)
+    side = detector.transform(picture).shape[-1]
+    expected = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)
+    assert np.abs(detector.transform(picture).numpy() - (expected / 127.5 - 1)).max() < 0.02
+
+
+def test_a_blob_that_is_itself_a_link(
+    hub: HubServer, commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As newer versions keep what came by Xet: under a hash of another kind, shared between repositories."""
+    name = f"hf:{MODEL}"
+    expected = load(name, device="cpu").score([photo()])
+    (weights,) = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model.safetensors")
+    blob = weights.parent / weights.readlink()
+    shared = tmp_path / "shared" / ("ab" * 32)
+    shared.parent.mkdir()
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    go_offline(monkeypatch)
+    assert load(name, device="cpu").score([photo()]) == expected
+    shared.write_bytes(shared.read_bytes()[:-1] + b"!")
+    hub_refs.forget()
+    assert "sha256" in str(failure(name))
 
 
 def test_a_file_that_is_too_large(hub: HubServer, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:

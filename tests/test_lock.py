@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 
 from detector_zoo import convert, hub_refs, load, lockfile
 from detector_zoo.errors import WeightsError, ZooError
-from hub_toys import REPO, attached, complaint, install_toy, run_folder, zoo
+from hub_toys import REPO, complaint, run_folder, zoo
 from test_weights import go_offline
 
-from conftest import FakePlugins, photo
+from conftest import photo
 from hub_server import HubServer
 
 NAME = f"hub:{REPO}"
@@ -25,17 +24,9 @@ LOCK = Path("zoo.lock")
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with attached(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def commit(hub: HubServer, tmp_path: Path, fake_plugins: FakePlugins, monkeypatch: pytest.MonkeyPatch) -> str:
-    install_toy(fake_plugins)
-    monkeypatch.setenv("HF_TOKEN", hub.writer)
+def commit(run: Path) -> str:
     photo().save("photo.png")
-    return push(run_folder(tmp_path / "run"))
+    return push(run)
 
 
 def push(folder: Path) -> str:

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from detector_zoo import convert
 from detector_zoo.hub_specs import front_matter
-from hub_toys import REPO, attached, complaint, install_toy, run_folder, zoo
+from hub_toys import REPO, complaint, run_folder, zoo
 from test_weights import go_offline, point_at
 
-from conftest import FakePlugins
 from hub_server import HubServer, Repo
 
 PUBLISHED = {"README.md", "training.json", "weights.safetensors", "weights.yaml"}
 TOKEN = "hf_" + "a1B2" * 8
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with attached(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def run(hub: HubServer, tmp_path: Path, fake_plugins: FakePlugins, monkeypatch: pytest.MonkeyPatch) -> Path:
-    install_toy(fake_plugins)
-    monkeypatch.setenv("HF_TOKEN", hub.writer)
-    return run_folder(tmp_path / "run")
 
 
 def head(hub: HubServer) -> dict[str, object]:
@@ -180,6 +166,58 @@ def test_not_what_it_says(hub: HubServer, run: Path, tmp_path: Path) -> None:
     assert "weights.safetensors" in complaint(zoo("push", run, "--repo", REPO))
     assert "no weights.yaml" in complaint(zoo("push", tmp_path / "work", "--repo", REPO))
     assert hub.requests == []
+
+
+def test_a_card_that_is_not_published(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    card = run / "CARD.md"
+    card.write_bytes(b"# \xff\xfe")
+    assert "CARD.md: not UTF-8" in complaint(zoo("push", run, "--repo", REPO))
+    os.truncate(card, 10**10)  # sparse: it takes no space
+    assert "CARD.md: larger than 1000000 bytes" in complaint(zoo("push", run, "--repo", REPO))
+    card.unlink()
+    (tmp_path / "secret").write_text("# not yours")
+    card.symlink_to(tmp_path / "secret")
+    assert "leads out of its folder" in complaint(zoo("push", run, "--repo", REPO))
+    assert hub.requests == []
+
+
+def test_a_card_is_shown_without_what_moves_the_cursor(hub: HubServer, run: Path) -> None:
+    (run / "CARD.md").write_text(
+        "---\nlanguage: en\ntags: &a [x]\nmore: *a\n---\n# M\x1b[2J\x1b]0;owned\x07\n\n<b>\tx</b>\n"
+    )
+    shown = zoo("push", run, "--repo", REPO, "--dry-run").stdout
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert "# M\\x1b[2J" in shown
+    assert "<b> x</b>" in shown  # HTML is the Hub's to sanitise: here it is text
+
+
+def test_what_xet_says(hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf_xet is compiled and speaks with a second server; its refusals come as text."""
+    for text, expected, hint in (
+        (
+            "Network error: HTTP status client error (401 Unauthorized), domain: x/xet-write-token/main",
+            "(401)",
+            "login",
+        ),
+        (
+            "Network error: HTTP status client error (403 Forbidden), domain: x/xet-write-token/main",
+            "(403)",
+            "role write",
+        ),
+        ("Network error: sending request for url (x/xet-write-token/main)", "cannot reach", "HF_HUB_DISABLE_XET=1"),
+    ):
+
+        def fails(*words: object, text: str = text, **options: object) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(HfApi, "create_commit", fails)
+        said = complaint(zoo("push", run, "--repo", REPO))
+        assert expected in said
+        assert hint in said
+
+
+def test_bars_are_for_terminals(hub: HubServer, run: Path) -> None:
+    assert "%|" not in zoo("push", run, "--repo", REPO).stderr
 
 
 def test_a_pickle_under_the_right_name_and_hash(hub: HubServer, run: Path) -> None:

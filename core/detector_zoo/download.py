@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from detector_zoo.convert import check, one_line, os_error
 from detector_zoo.errors import WeightsError
-from detector_zoo.hub_errors import explain, offline
+from detector_zoo.hub_errors import bars, explain, offline
 from detector_zoo.hub_specs import LARGEST
 from detector_zoo.weight_specs import WeightSpec, loopback
 
@@ -51,7 +51,7 @@ def from_hub(spec: WeightSpec, *, progress: bool) -> Path:
         # This request also fails at once without a network, where a download would first retry for half a minute.
         metadata = get_hf_file_metadata(hf_hub_url(repo, filename, revision=spec.revision))
         _check_offer(spec, f"{repo}/{filename} on the Hub", metadata.size, metadata.etag)
-        with _hub_bars(progress):
+        with bars(progress):
             return _checked_by_name(spec, Path(hf_hub_download(repo, filename, revision=spec.revision)))
     except WeightsError:
         raise
@@ -71,7 +71,8 @@ def _fits(spec: WeightSpec, path: Path) -> bool:
 
 def _checked_by_name(spec: WeightSpec, path: Path) -> Path:
     """Without a hash in the spec, a commit still fixes one: the cache names large files by their sha256."""
-    blob = path.resolve().name
+    # One step: with Xet the blob may itself be a link, to a file whose name is another hash.
+    blob = path.readlink().name if path.is_symlink() else path.name
     if not spec.hashed and _SHA256.fullmatch(blob):
         from dataclasses import replace
 
@@ -89,20 +90,6 @@ def _check_offer(spec: WeightSpec, what: str, size: int | None, etag: str | None
     expected = spec.sha256 or spec.sha256_prefix
     if expected and not etag.startswith(expected):
         raise WeightsError(f"{spec.name}: {what} has sha256 {etag}, expected {expected}: another file, or changed")
-
-
-@contextmanager
-def _hub_bars(progress: bool) -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
-
-    hide = not (progress and sys.stderr.isatty()) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
 
 
 def _by_hand(spec: WeightSpec) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from detector_zoo.convert import one_line, os_error
 from detector_zoo.errors import WeightsError
 
-__all__ = ["explain", "offline", "status_of"]
+__all__ = ["bars", "explain", "network_hint", "offline", "status_of"]
 
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 
 
@@ -21,7 +26,31 @@ def offline() -> bool:
 def status_of(error: Exception) -> int | None:
     """The HTTP status behind an exception, if a server answered at all."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and (found := _XET_STATUS.search(str(error))):  # hf_xet has it in the text only
+        return int(found[1])
     return status
+
+
+@contextmanager
+def bars(shown: bool) -> Iterator[None]:
+    """Within the block, huggingface_hub draws progress bars only if ``shown``, and only on a terminal."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
+
+    hide = not (shown and sys.stderr.isatty()) and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
+def network_hint(error: Exception) -> str:
+    """What to look at where no server gave an answer."""
+    # Uploads and downloads of large files go to a server of another name, which a firewall may not let through.
+    xet = "xet" in f"{type(error).__module__} {error}".lower()
+    return "check the network and HF_ENDPOINT" + ("; HF_HUB_DISABLE_XET=1 does without the Hub's Xet" if xet else "")
 
 
 def explain(
@@ -80,7 +109,7 @@ def explain(
         return os_error(Path(constants.HF_HUB_CACHE), error, variable="HF_HOME")
     return WeightsError(
         f"{name}: cannot fetch {repo}/{filename} from {constants.ENDPOINT}: {one_line(error)}",
-        hint=_and("check the network and HF_ENDPOINT", by_hand),
+        hint=_and(network_hint(error), by_hand),
     )
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from detector_zoo.convert import one_line
 from detector_zoo.detector import TorchDetector, Weights
 from detector_zoo.errors import WeightsError, ZooError
@@ -69,7 +71,11 @@ class HubClassifier(TorchDetector):
 
     def transform(self, image: Image.Image) -> Tensor:
         """What the model's processor makes of an image, (3, H, W) float32."""
-        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        # Left to guess, a processor of transformers 4 takes the rows of an image of 1 or 3 rows for its channels.
+        rows = np.array(image)
+        pixels: Tensor = self.processor(images=rows, input_data_format="channels_last", return_tensors="pt")[
+            "pixel_values"
+        ]
         if pixels.ndim != 4 or len(pixels) != 1:
             raise WeightsError(f"{self._where}: its processor gives {tuple(pixels.shape)}, expected one image")
         return pixels[0]

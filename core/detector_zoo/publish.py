@@ -15,8 +15,8 @@ import yaml
 from detector_zoo import convert, strict_yaml
 from detector_zoo.catalogue_files import SPEC_FILE, WEIGHTS_FILE
 from detector_zoo.errors import WeightsError, ZooError
-from detector_zoo.hub_errors import LOGIN, offline, status_of
-from detector_zoo.hub_specs import front_matter
+from detector_zoo.hub_errors import LOGIN, bars, network_hint, offline, status_of
+from detector_zoo.hub_specs import CARD_LIMIT, front_matter
 from detector_zoo.plugins import catalogue
 from detector_zoo.training.artifact import CARD_FILE, RECORD_FILE, read_spec
 from detector_zoo.weight_specs import Result, WeightSpec
@@ -103,12 +103,11 @@ def plan(folder: Path, repo: str, *, licence: str | None = None, datasets: Seque
     files: dict[str, Path | bytes] = {}
     left_out = []
     for path in sorted(folder.iterdir()):
-        if path.name not in _PUBLISHED:
-            if path.name != CARD_FILE:
-                left_out.append((path.name, _why(path.name)))
+        if path.name not in (*_PUBLISHED, CARD_FILE):
+            left_out.append((path.name, _why(path.name)))
         elif path.resolve().parent != folder.resolve() or not path.is_file():
             raise WeightsError(f"{path}: leads out of its folder, or is no file: not published")
-        else:
+        elif path.name != CARD_FILE:
             files[path.name] = path
     document = strict_yaml.read(folder / SPEC_FILE)
     entry = document["weights"][spec.name]
@@ -145,11 +144,12 @@ def push(made: Plan, *, private: bool = False) -> str:
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in made.files.items()]
     try:
         api.create_repo(made.repo, private=private or None, exist_ok=True)
-        commit = api.create_commit(made.repo, operations, commit_message=f"{made.spec.name} by the detector zoo").oid
+        with bars(True):
+            found = api.create_commit(made.repo, operations, commit_message=f"{made.spec.name} by the detector zoo")
     # Which exceptions come is up to the versions of huggingface_hub and its HTTP client.
     except Exception as error:
         raise _refused(made.repo, error) from error
-    return str(commit)
+    return str(found.oid)
 
 
 def _refused(repo: str, error: Exception) -> ZooError:
@@ -172,7 +172,7 @@ def _refused(repo: str, error: Exception) -> ZooError:
         return ZooError(f"{constants.ENDPOINT} answered {status} for {repo}: {said}")
     if isinstance(error, ValueError):
         return ZooError(f"the Hub refuses the card of {repo}: {said}", hint=f"complete or correct {CARD_FILE}")
-    return ZooError(f"cannot reach {constants.ENDPOINT}: {said}", hint="check the network and HF_ENDPOINT")
+    return ZooError(f"cannot reach {constants.ENDPOINT}: {said}", hint=network_hint(error))
 
 
 def _why(name: str) -> str:
@@ -198,7 +198,14 @@ def _checked_texts(files: dict[str, Path | bytes]) -> Iterator[str]:
 def _card(folder: Path, spec: WeightSpec, repo: str, licence: str, datasets: Sequence[str]) -> str:
     """The run's card with what the Hub reads at its head; keys that the publisher wrote there stay."""
     path = folder / CARD_FILE
-    own = path.read_text("utf-8") if path.is_file() else f"# {spec.name}\n\n{spec.summary}\n"
+    own = f"# {spec.name}\n\n{spec.summary}\n"
+    if path.is_file():
+        if path.stat().st_size > CARD_LIMIT:
+            raise WeightsError(f"{path}: larger than {CARD_LIMIT} bytes, which the Hub does not render: not published")
+        try:
+            own = path.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"{path}: not UTF-8: {convert.one_line(error)}: not published") from error
     body = re.sub(r"\A---\s*\n.*?\n---\s*\n", "", own, flags=re.DOTALL) if front_matter(own) else own
     head = yaml.safe_dump(
         _head(spec, repo, licence, datasets) | front_matter(own), sort_keys=False, allow_unicode=True, width=110

@@ -23,6 +23,7 @@ def command(run: Path, repo: str, private: bool, dry_run: bool, licence: str | N
     from detector_zoo import publish
     from detector_zoo.errors import UnknownDetectorError
     from detector_zoo.hub_refs import parse
+    from detector_zoo.plain import plain
 
     try:
         valid = parse(f"hub:{repo}").revision is None
@@ -39,7 +40,9 @@ def command(run: Path, repo: str, private: bool, dry_run: bool, licence: str | N
         click.echo(f"{plan.spec.name} to {repo}{', private' if private else ''}, not uploaded:")
         for name, size in plan.sizes().items():
             click.echo(f"{size:>12,}  {name}")
-        click.echo(f"\n{plan.card}", nl=False)
+        click.echo()
+        for line in plan.card.splitlines():  # what a card holds may move the cursor
+            click.echo(plain(line.expandtabs(4)))
         return
     commit = publish.push(plan, private=private)
     click.echo(f"{len(plan.files)} files in one commit; use them: zoo score -d hub:{repo} photo.jpg", err=True)
