@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector_zoo import PluginError, load, plugins
+from detector_zoo import PluginError, load, loading, plugins
 from detector_zoo.cli import main
 from detector_zoo.cli.info import SHOWN_LIMIT
 from detector_zoo.plain import one_line, plain
@@ -82,13 +82,24 @@ def test_whatever_a_plugin_raises_is_one_row(error: str, place: str, site: Site,
 
 def test_the_users_own_interrupt_is_not_the_plugins(site: Site) -> None:
     site.install("slow", init="print('importing', flush=True)\nimport time\ntime.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-m", "detector_zoo", "list"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "importing\n"
+    command = [sys.executable, "-m", "detector_zoo", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
     assert process.returncode == 1  # click's Aborted!
     assert "dummy" not in rest
+
+
+def test_what_a_plugin_prints_is_not_in_the_output(site: Site) -> None:
+    init = "print('at import')\n" + INIT.format(name="loud", info='summary="S"').replace(
+        "    register(", "    print('at register')\n    register("
+    )
+    site.install("loud", init=init)
+    listed = zoo("list", "--json")
+    assert "loud" in [detector["name"] for detector in json.loads(listed.stdout)]
+    assert listed.stderr == "at import\nat register\n"
 
 
 REGISTERED = {
@@ -167,6 +178,22 @@ def test_a_detector_that_cannot_be_built_is_one_line(detector: str, site: Site, 
         load("bad")
 
 
+def test_all_skips_what_cannot_be_built(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("bad", detector="class D:\n    def __init__(self): 1 / 0")
+    site.install("good")
+    ours = plugins.list_detectors
+    monkeypatch.setattr(loading, "list_detectors", lambda: [i for i in ours() if i.name in ("bad", "good")])
+    skipped: list[str] = []
+    assert [found.name for found in loading.load_all(["all"], skipped, device="cpu")] == ["good"]
+    assert skipped == ["bad: zoo_bad.detector:D cannot be built: ZeroDivisionError: division by zero"]
+    for names in (["bad"], ["all", "bad"]):  # who was named has to be there
+        with pytest.raises(PluginError, match="cannot be built"):
+            loading.load_all(names, skipped)
+    monkeypatch.setattr(loading, "list_detectors", lambda: [i for i in ours() if i.name == "bad"])
+    with pytest.raises(PluginError, match="cannot be built"):
+        loading.load_all(["all"], skipped)
+
+
 def test_a_heatmap_of_nan_is_a_note(site: Site, image: Path, tmp_path: Path) -> None:
     code = "import numpy as np\nclass D:\n    def score(self, images): return np.zeros(len(images), np.float32)\n"
     code += "    def heatmap(self, images): return np.full((1, images[0].height, images[0].width), np.nan)\n"
@@ -242,6 +269,16 @@ def test_a_catalogue_cannot_move_the_cursor(site: Site) -> None:
         result = zoo(*words)
         assert clean(result.output), words
     assert "no weights were published: \\x1b[2J" in zoo("weights", "pull", "bad.x").stderr
+
+
+def test_a_catalogue_that_means_harm_costs_its_own_entries(site: Site, image: Path) -> None:
+    package = site.install("bad", info='summary="S", default_tag="x", registry=Path(__file__).with_name("r.yaml")')
+    package.joinpath("r.yaml").write_text("[" * 100_000)
+    assert json.loads(zoo("score", "-d", "dummy", image).stdout)["error"] == ""
+    assert "r.yaml: nested too deeply" in zoo("plugins").stdout
+    asked = zoo("info", "bad")
+    assert (asked.exit_code, asked.stdout) == (2, "")
+    assert "r.yaml: nested too deeply" in asked.stderr
 
 
 @pytest.mark.parametrize("policy", ["upright", 3, None])

@@ -294,6 +294,35 @@ def _supported(precision: Precision, device: str) -> Precision:
     return precision
 
 
+def load_all(names: Sequence[str], skipped: list[str], **options: Any) -> list[LoadedDetector]:
+    """Load what `select` makes of the names; what ``all`` stands for may fail, and costs only itself.
+
+    Args:
+        names: As the user gave them.
+        skipped: A line is added for each detector that ``all`` skipped and why.
+        options: Of `load`.
+
+    Raises:
+        UnknownDetectorError: ``all`` finds none, or no such detector.
+        ZooError: A detector that was named cannot be loaded, or none can.
+    """
+    chosen, more = select(names)
+    skipped += more
+    loaded = []
+    failure: ZooError | None = None
+    for name in chosen:
+        try:
+            loaded.append(load(name, **options))
+        except PluginError as error:
+            if name in names:
+                raise
+            skipped.append(str(error))
+            failure = error
+    if failure is not None and not loaded:
+        raise failure
+    return loaded
+
+
 def select(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Expand ``all`` to every detector whose weights are at hand, controls left out.
 

@@ -171,12 +171,13 @@ def _load(names: tuple[str, ...], folder: Path | None, **options: Any) -> list[L
         from detector_zoo.training.artifact import load_detector
 
         return [load_detector(folder, method=names[0], **options)]
-    from detector_zoo.loading import load, select
+    from detector_zoo.loading import load_all
 
-    chosen, skipped = select(names)
+    skipped: list[str] = []
+    loaded = load_all(names, skipped, **options)
     for line in skipped:
         click.echo(f"Skipped: {line}", err=True)
-    return [load(name, **options) for name in chosen]
+    return loaded
 
 
 def _predictions_file(
