@@ -45,7 +45,7 @@ def test_a_failure_is_a_line_and_exit_1(site: Site) -> None:
 
 
 def test_json(site: Site) -> None:
-    site.install("bad", "raise RuntimeError('two\\nlines')")
+    site.install("bad", "print('noise'); raise RuntimeError('two\\nlines')")
     result = check("bad", "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)

@@ -64,6 +64,7 @@ SCORING = {
         ("return np.zeros((len(images), 1), np.float32)", "(1, 1) float32"),
         ("return np.zeros(len(images))", "(1,) float64"),
         ("return [0.0] * len(images)", "list"),
+        ("print('noise'); return np.zeros(len(images), np.float32)", "prints while it scores"),
     ],
     "sizes": [("return np.array([1 / (i.width - 1) for i in images], np.float32)", "ZeroDivisionError")],
     "extremes": [
@@ -181,6 +182,12 @@ def test_a_heavy_import_is_found(line: str, said: str, site: Site) -> None:
 def test_a_card_has_its_sections(card: str, said: str, site: Site) -> None:
     site.install("bad", card=card)
     assert outcome("bad", "card")["card"] == ("failed", f"CARD.md: {said}")
+
+
+def test_a_gigantic_card_is_not_read(site: Site) -> None:
+    with site.install("bad").joinpath("CARD.md").open("a") as stream:
+        stream.truncate(10**10)  # sparse: it takes no space
+    assert outcome("bad", "card")["card"] == ("failed", "CARD.md is longer than 200000 characters, which nobody reads")
 
 
 def test_there_has_to_be_a_card_and_a_licence(site: Site) -> None:

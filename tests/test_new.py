@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -122,6 +123,16 @@ def test_names_that_will_not_do(name: str, said: str, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["none", "true", "grain", "image", "weights", "torch-detector", "class", "import"])
+def test_a_class_of_any_name_is_one_of_its_own(name: str, tmp_path: Path) -> None:
+    assert new(name, "--out", tmp_path).exit_code == 0
+    (path,) = tmp_path.glob("*/src/*/detector.py")
+    classes = [node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    imported = {"Image", "TorchDetector", "Weights", "Sequence"}
+    assert len(set(classes)) == 2
+    assert not imported & set(classes)
 
 
 @pytest.mark.parametrize("name", ["my-detector", "my_detector", "detector-zoo-my-detector"])

@@ -14,9 +14,9 @@ from detector_zoo import __version__
 from detector_zoo.errors import ZooError
 
 PREFIX = "detector-zoo-"
-RESERVED = {"all", "backbone", "file", "hf", "hub", "package", "url"}
-"""Words that mean something else where the name of a detector is taken."""
 SCAFFOLD = Path(__file__).resolve().parents[1] / "scaffold"
+MEANT = {"False", "Grain", "Image", "None", "TorchDetector", "True", "Weights"}
+"""Names that mean something else in the templates, or in Python."""
 FILES = {
     "pyproject.toml": "pyproject.toml.in",
     "README.md": "README.md.in",
@@ -81,7 +81,7 @@ def values_of(name: str, author: str = "") -> dict[str, str]:
     """
     from datetime import datetime
 
-    from detector_zoo.plugins import catalogue
+    from detector_zoo.plugins import TAKEN, catalogue
 
     dashed = name.removeprefix(PREFIX).replace("_", "-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", dashed):
@@ -89,13 +89,14 @@ def values_of(name: str, author: str = "") -> dict[str, str]:
         hint = f"; {near!r} would do" if near else ""
         raise click.BadParameter(f"{name!r} is not lower-case letters, digits and single dashes{hint}")
     detector = dashed.replace("-", "_")
-    if detector in RESERVED:
+    if detector in TAKEN["detectors"]:
         raise click.BadParameter(f"{dashed!r} means something else to `zoo`; choose another name")
     if len(dashed) > 50:
         raise click.BadParameter("the name is longer than 50 characters")
     known = catalogue()
     if ("detectors", detector) in known.owners:
         raise click.BadParameter(f"{detector!r} is taken by {known.owners['detectors', detector].distribution}")
+    class_name = "".join(part.capitalize() for part in dashed.split("-"))
     author = author.strip() or f"The authors of {dashed}"
     if not author.isprintable():
         raise click.BadParameter("the author's name is not one printable line")
@@ -103,7 +104,7 @@ def values_of(name: str, author: str = "") -> dict[str, str]:
         "name": detector,
         "dashed": dashed,
         "title": dashed.replace("-", " ").capitalize(),
-        "class_name": "".join(part.capitalize() for part in dashed.split("-")),
+        "class_name": class_name + "Detector" if class_name in MEANT else class_name,
         "distribution": PREFIX + dashed,
         "package": (PREFIX + dashed).replace("-", "_"),
         "author": author,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +49,13 @@ def loads(subject: Subject) -> str:
 
 
 def shape(subject: Subject) -> str:
-    """The plugin's own ``score`` returns (N,) float32, as `detector_zoo.Detector` asks."""
+    """The plugin's own ``score`` returns (N,) float32, as `detector_zoo.Detector` asks, and prints nothing."""
     detector = subject.loaded
     for count in (1, 3):
-        with detector.blamed():
+        with detector.blamed(), redirect_stdout(io.StringIO()) as printed:
             scores = detector.detector.score(subject.pictures[:count])
+        if printed.getvalue():
+            raise Broken("prints while it scores, which would end up among the rows")
         if not isinstance(scores, np.ndarray):
             raise Broken(f"returned {type(scores).__name__} for {count} images, expected a numpy array")
         if scores.shape != (count,) or scores.dtype != np.float32:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 from detector_zoo.errors import ZooError
@@ -62,7 +64,8 @@ def examine(subject: Subject, name: str) -> Finding:
         KeyError: There is no such property.
     """
     claim = PROPERTIES[name].claim
-    status, detail = _verdict(subject, PROPERTIES[name])
+    with redirect_stdout(sys.stderr):  # what a detector prints is no verdict
+        status, detail = _verdict(subject, PROPERTIES[name])
     return Finding(name, claim, status, plain(detail, 500))
 
 

@@ -38,6 +38,8 @@ HEAVY = (
     "torchvision",
     "transformers",
 )
+CARD_LIMIT = 200_000
+"""Characters of a card that `zoo info` reads."""
 PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 UNPICKLERS = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 IMPORT_SECONDS = 60
@@ -117,7 +119,11 @@ def card(subject: Subject) -> str:
         raise Broken('no card: register card=Path(__file__).with_name("CARD.md")')
     if not info.card.is_file():
         raise Broken(f"there is no {info.card}; does the wheel include it?")
-    sections = _sections(info.card.read_text("utf-8", errors="replace"))
+    with info.card.open(encoding="utf-8", errors="replace") as stream:
+        text = stream.read(CARD_LIMIT + 1)
+    if len(text) > CARD_LIMIT:
+        raise Broken(f"{info.card.name} is longer than {CARD_LIMIT} characters, which nobody reads")
+    sections = _sections(text)
     for heading in HEADINGS:
         if not sections.get(heading):
             raise Broken(f"{info.card.name}: {'nothing under' if heading in sections else 'no'} '## {heading}'")
