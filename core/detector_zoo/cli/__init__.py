@@ -15,6 +15,7 @@ COMMANDS = (
     "list",
     "info",
     "score",
+    "app",
     "weights",
     "plugins",
     "new",
