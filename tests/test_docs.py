@@ -25,6 +25,7 @@ PAGES = [
         "what-does-093-mean",
         "tutorial",
         "howto-many-files",
+        "scale",
         "howto-calibrate",
         "howto-train",
         "howto-offline",

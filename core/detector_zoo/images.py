@@ -57,7 +57,7 @@ __all__ = ["DEFAULT_MAX_PIXELS", "DecodedImage", "decode", "read_file"]
 DEFAULT_MAX_PIXELS = 180_000_000
 """Pixels (width times height) above which an image is refused unless the caller raises the limit."""
 
-_MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -147,7 +147,7 @@ def decode(
     raise TypeError(f"an image must be a path, bytes, an array or a PIL image, not {type(source).__name__}")
 
 
-def read_file(path: str | os.PathLike[str], *, max_bytes: int = _MAX_BYTES) -> bytes:
+def read_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a regular file; nothing else is opened, so that a pipe or a device can neither block nor be disturbed.
 
     Raises:

@@ -28,7 +28,7 @@ from detector_zoo.sources import printable
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Journal", "Prediction", "check_output", "csv_writer", "read", "to_json"]
+__all__ = ["Journal", "Prediction", "check_output", "csv_writer", "read", "sync_directory", "to_json"]
 
 _TABLES = """
 CREATE TABLE rows (
@@ -226,7 +226,7 @@ class Journal:
                 raise DatasetError(f"{self._name}: cannot be written ({error.strerror})") from error
             finally:
                 partial.unlink(missing_ok=True)
-        _sync_directory(self.output.parent)
+        sync_directory(self.output.parent)
         with self._lock:
             self._disconnect()
             self._remove()
@@ -294,7 +294,7 @@ def _is_busy(error: sqlite3.DatabaseError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the renaming last through a power cut, where directories can be synced."""
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)

@@ -12,7 +12,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -24,11 +24,23 @@ from detector_zoo.sources import printable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SCHEMA_VERSION", "Prediction", "check_output", "csv_writer", "read", "to_json", "write"]
+__all__ = [
+    "PARTS",
+    "SCHEMA_VERSION",
+    "Prediction",
+    "check_output",
+    "csv_writer",
+    "read",
+    "to_json",
+    "to_table",
+    "write",
+]
 
 SCHEMA_VERSION = 1
+PARTS = "part-*.parquet"
+"""The files of a directory that hold its rows, in the order of their names."""
 _METADATA_KEY = b"detector_zoo.predictions"
-_ROW_GROUP = 4_096
+_ROW_GROUP = 1_024
 _LABELS = ("", "real", "generated", "inconclusive")
 
 
@@ -170,13 +182,20 @@ def check_output(path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Prediction]:
-    """Read a prediction file, a few rows at a time.
+    """Read a prediction file, or a directory of parts in their order, a few rows at a time.
 
     Raises:
         DatasetError: The file is missing, not a prediction file, damaged, or of a newer version; names the line
-            for JSON Lines and CSV.
+            for JSON Lines and CSV. A directory has no parts in it.
     """
     name = printable(os.fspath(path))
+    if Path(path).is_dir():
+        parts = sorted(Path(path).glob(PARTS))
+        if not parts:
+            raise DatasetError(f"{name}: a directory without predictions", hint=f"they are files {PARTS}")
+        for part in parts:
+            yield from read(part)
+        return
     reader = _READERS.get(Path(path).suffix.lower())
     if reader is None:
         raise DatasetError(f"{name}: prediction files end in {', '.join(_READERS)}")
@@ -328,18 +347,24 @@ def _schema() -> pa.Schema:
     return pa.schema(columns, metadata={_METADATA_KEY: str(SCHEMA_VERSION).encode()})
 
 
-def _write_parquet(rows: Iterator[Prediction], stream: IO[bytes]) -> int:
+def to_table(rows: Sequence[Prediction]) -> pa.Table:
+    """Rows as they are in Parquet: every column with its type, and the version in the schema."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def cell(value: Any) -> Any:
         return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
-    schema, count = _schema(), 0
-    with pq.ParquetWriter(stream, schema) as writer:
+    columns = {name: [cell(getattr(row, name)) for row in rows] for name in _COLUMNS}
+    return pa.Table.from_pydict(columns, schema=_schema())
+
+
+def _write_parquet(rows: Iterator[Prediction], stream: IO[bytes]) -> int:
+    import pyarrow.parquet as pq
+
+    count = 0
+    with pq.ParquetWriter(stream, _schema()) as writer:
         while group := list(islice(rows, _ROW_GROUP)):
-            columns = {name: [cell(getattr(row, name)) for row in group] for name in _COLUMNS}
-            writer.write_table(pa.Table.from_pydict(columns, schema=schema))
+            writer.write_table(to_table(group))
             count += len(group)
     return count
 

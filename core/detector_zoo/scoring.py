@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from detector_zoo.loading import LoadedDetector, load
 from detector_zoo.predictions import Journal, Prediction
 from detector_zoo.workers import Budget, stream
 
-__all__ = ["Options", "run", "score"]
+__all__ = ["Item", "Options", "Source", "prepare", "run", "score", "score_prepared"]
 
 MAX_AGE_BATCHES = 4
 """An image waits for companions of its shape until this many batches of later ones have been prepared."""
@@ -49,6 +49,19 @@ class Options:
     max_pixels: int = images.DEFAULT_MAX_PIXELS
     heatmaps: Path | None = None
     fuse: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image that is not simply a file: what its rows call it, and how its bytes are had.
+
+    Attributes:
+        name: The ``path`` of its rows.
+        read: Returns the bytes, or raises `ImageError`; called once, in a worker's thread.
+    """
+
+    name: str
+    read: Callable[[], bytes]
 
 
 def score(
@@ -93,7 +106,7 @@ def score(
 
 
 def run(
-    paths: Iterable[str],
+    paths: Iterable[str | Source],
     detectors: Sequence[LoadedDetector],
     options: Options,
     journal: Journal | None = None,
@@ -109,7 +122,7 @@ def run(
     uncommitted: list[Prediction] = []
     last_commit = time.monotonic()
     try:
-        for item in pipeline.items(paths):
+        for item in pipeline.scored(pipeline.prepared(paths)):
             ready[item.index] = pipeline.finish(item)
             while next_index in ready:
                 rows, fresh = ready.pop(next_index)
@@ -126,9 +139,26 @@ def run(
             journal.add(uncommitted)
 
 
+def prepare(paths: Iterable[str | Source], detectors: Sequence[LoadedDetector], options: Options) -> Iterator[Item]:
+    """The first half of `run`, without journal and heatmaps: read, decode and transform, as they come."""
+    pipeline = _Pipeline(detectors, options, None)
+    for item in pipeline.prepared(paths):
+        if item is not None:
+            yield pipeline.release(item)
+
+
+def score_prepared(
+    items: Iterable[Item], detectors: Sequence[LoadedDetector], options: Options
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """The second half of `run`: items of `prepare` to their index and rows, as they come."""
+    pipeline = _Pipeline(detectors, options, None)
+    for item in pipeline.scored(items):
+        yield item.index, pipeline.finish(item)[0]
+
+
 @dataclass(slots=True)
-class _Item:
-    """One path on its way through the pipeline."""
+class Item:
+    """One image on its way through the pipeline."""
 
     index: int
     path: str
@@ -150,16 +180,21 @@ class _Pipeline:
         self.journal = journal
         self.budget = Budget(options.memory)
         # Items that wait for companions: by detector and by shape of the input.
-        self.buckets: dict[tuple[int, Any], list[_Item]] = {}
+        self.buckets: dict[tuple[int, Any], list[Item]] = {}
         self.mapped = {
             which for which, d in enumerate(detectors) if options.heatmaps and isinstance(d.detector, Localizer)
         }
 
-    def items(self, paths: Iterable[str]) -> Iterator[_Item]:
+    def prepared(self, paths: Iterable[str | Source]) -> Iterator[Item | None]:
+        """Items that wait for the forward pass, as they come; None where a worker waits for room."""
+        ahead = self.options.batch_size
+        return stream(enumerate(paths), self.prepare, self.budget, workers=self.options.workers, ahead=ahead)
+
+    def scored(self, items: Iterable[Item | None]) -> Iterator[Item]:
         """Items whose every score is in."""
         batch_size = self.options.batch_size
         newest = 0
-        for item in stream(enumerate(paths), self.prepare, self.budget, workers=self.options.workers, ahead=batch_size):
+        for item in items:
             if item is None:  # a worker waits for room
                 if self.buckets:
                     yield from self.forward(max(self.buckets, key=self.bytes_in))
@@ -177,11 +212,12 @@ class _Pipeline:
         for key in list(self.buckets):
             yield from self.forward(key)
 
-    def prepare(self, job: tuple[int, str]) -> tuple[_Item, int]:
+    def prepare(self, job: tuple[int, str | Source]) -> tuple[Item, int]:
         """In a worker: read, look up, decode, transform. Returns the item and the bytes that it holds."""
-        item = _Item(*job)
+        index, source = job
+        item = Item(index, source if isinstance(source, str) else source.name)
         try:
-            data = images.read_file(item.path)
+            data = images.read_file(source) if isinstance(source, str) else source.read()
             item.sha256 = hashlib.sha256(data).hexdigest()
             for which, detector in enumerate(self.detectors):
                 self.look_up(item, which, detector)
@@ -192,7 +228,7 @@ class _Pipeline:
             item.errors = {which: cause for which in range(len(self.detectors)) if which not in item.known}
         return item, item.held
 
-    def look_up(self, item: _Item, which: int, detector: LoadedDetector) -> None:
+    def look_up(self, item: Item, which: int, detector: LoadedDetector) -> None:
         """Take a row from the journal: of this file, or of the same content under another name."""
         if self.journal is None:
             return
@@ -203,7 +239,7 @@ class _Pipeline:
         if item.known[which] != found:
             item.changed.add(which)
 
-    def decode(self, item: _Item, data: bytes) -> None:
+    def decode(self, item: Item, data: bytes) -> None:
         decoded = images.decode(data, name=item.path, sha256=item.sha256, max_pixels=self.options.max_pixels)
         width, height = decoded.image.size
         item.facts = {"width": width, "height": height, "format": decoded.format, "note": decoded.note}
@@ -221,17 +257,17 @@ class _Pipeline:
             item.decoded = decoded
             item.held += 3 * width * height
 
-    def lacks_map(self, item: _Item, which: int) -> bool:
+    def lacks_map(self, item: Item, which: int) -> bool:
         return which not in item.errors and not self.map_path(item, which).exists()
 
-    def map_path(self, item: _Item, which: int) -> Path:
+    def map_path(self, item: Item, which: int) -> Path:
         assert self.options.heatmaps is not None  # noqa: S101 (only asked for members of self.mapped)
         return heatmaps.target(self.options.heatmaps, item.path, item.sha256, self.detectors[which].name)
 
     def bytes_in(self, key: tuple[int, Any]) -> int:
         return sum(item.held for item in self.buckets[key])
 
-    def forward(self, key: tuple[int, Any]) -> Iterator[_Item]:
+    def forward(self, key: tuple[int, Any]) -> Iterator[Item]:
         """Score one bucket; yields the items that now have all their scores."""
         which = key[0]
         waiting = self.buckets.pop(key)
@@ -243,7 +279,7 @@ class _Pipeline:
                 if not item.inputs:
                     yield self.release(item)
 
-    def score_chunk(self, which: int, chunk: Sequence[_Item]) -> None:
+    def score_chunk(self, which: int, chunk: Sequence[Item]) -> None:
         try:
             raw = self.detectors[which].forward([item.inputs[which] for item in chunk])
         except ZooError as error:
@@ -256,11 +292,12 @@ class _Pipeline:
         for item, value in zip(chunk, raw.tolist(), strict=True):
             item.raw[which] = value
 
-    def release(self, item: _Item) -> _Item:
+    def release(self, item: Item) -> Item:
         self.budget.release(item.held)
+        item.held = 0
         return item
 
-    def finish(self, item: _Item) -> tuple[list[Prediction], list[Prediction]]:
+    def finish(self, item: Item) -> tuple[list[Prediction], list[Prediction]]:
         """An item's rows in the order of the detectors, and those of them that the journal lacks."""
         rows, fresh = [], []
         for which, detector in enumerate(self.detectors):
@@ -287,7 +324,7 @@ class _Pipeline:
             fresh.append(rows[-1])
         return rows, fresh
 
-    def draw(self, decoded: images.DecodedImage, item: _Item, rows: list[Prediction]) -> None:
+    def draw(self, decoded: images.DecodedImage, item: Item, rows: list[Prediction]) -> None:
         """Write the overlays that are missing; a detector that fails at it leaves a note in its row."""
         for which in self.mapped:
             if self.lacks_map(item, which):

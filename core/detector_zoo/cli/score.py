@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from detector_zoo.cli import lock
 
 if TYPE_CHECKING:
     from detector_zoo.detector import Precision
+    from detector_zoo.loading import LoadedDetector
     from detector_zoo.predictions import Prediction
 
 INTERRUPTED = 130
@@ -84,13 +86,17 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
     "[default: 2GB, on CUDA what is free]",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images a forward pass.")
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Threads that decode.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Threads that decode; with --engine ray, processes that score. [default: 2; with ray, as many as fit]",
+)
 @click.option("--threshold", type=float, help="Log-odds above which to say generated. [default: the weights' own]")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Write .parquet, .jsonl or .csv; an interrupted run goes on where it stopped.",
+    help="Write .parquet, .jsonl or .csv, with --engine ray a folder; an interrupted run goes on where it stopped.",
 )
 @click.option(
     "--format",
@@ -107,6 +113,22 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
 )
 @click.option("--fuse", type=click.Choice(["mean", "soft-or"]), help="Add a row an image: the log-odds fused.")
 @click.option("--max-pixels", type=click.IntRange(1), metavar="N", help="Refuse larger images. [default: 180000000]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on many processes or machines; PATHS may then be URLs (s3://, gs://, https://) and tar archives too.",
+)
+@click.option("--address", metavar="HOST:PORT|auto", help="Ray cluster. [default: one on this machine, for this run]")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), metavar="N", help="With ray; 0.25 lets four share one.")
+@click.option(
+    "--decoders",
+    type=click.IntRange(0),
+    metavar="N",
+    help="With ray: processes that decode apart from those that score. [default: 0; with GPUs, as many as fit]",
+)
+@click.option("--part-size", type=click.IntRange(1), metavar="N", help="With ray: images a part. [default: 1024]")
 def command(
     paths: tuple[str, ...],
     detectors: tuple[str, ...],
@@ -116,7 +138,7 @@ def command(
     precision: Precision,
     memory: int | None,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     threshold: float | None,
     output: Path | None,
     layout: str | None,
@@ -124,6 +146,11 @@ def command(
     heatmaps: Path | None,
     fuse: str | None,
     max_pixels: int | None,
+    engine: str,
+    address: str | None,
+    gpus_per_worker: float | None,
+    decoders: int | None,
+    part_size: int | None,
 ) -> None:
     """Score images: files, folders (recursively), globs, or - for a list of paths on standard input.
 
@@ -133,12 +160,20 @@ def command(
     """
     from detector_zoo import images, predictions, sources
     from detector_zoo.errors import ZooError
-    from detector_zoo.loading import load, select
     from detector_zoo.scoring import Options, run
 
     if not paths:
         raise click.UsageError("no images given: name files, folders, globs, or - for a list on standard input")
-    if output:
+    apart = {"address": address, "gpus-per-worker": gpus_per_worker, "decoders": decoders, "part-size": part_size}
+    if engine == "ray":
+        if output is None:
+            raise click.UsageError("--engine ray writes a folder: name it with --output")
+        for name, value in {"--heatmap": heatmaps, "--format": layout, "--workers 0": workers == 0}.items():
+            if value:
+                raise click.UsageError(f"{name} does not work with --engine ray")
+    elif used := [name for name, value in apart.items() if value is not None]:
+        raise click.UsageError(f"--{used[0]} is for --engine ray")
+    elif output:
         predictions.check_output(output)
     if heatmaps:
         _make_folder(heatmaps)
@@ -146,7 +181,7 @@ def command(
         layout = "table" if sys.stdout.isatty() else "json"
     options = Options(
         batch_size=batch_size,
-        workers=workers,
+        workers=2 if workers is None or engine == "ray" else workers,
         max_pixels=max_pixels or images.DEFAULT_MAX_PIXELS,
         heatmaps=heatmaps,
         fuse=fuse,
@@ -162,19 +197,31 @@ def command(
         raise click.UsageError("--weights and --calibration are for one detector: name it with --detector")
     if calibration and threshold is not None:
         raise click.UsageError("--calibration brings a threshold: leave --threshold out")
-    if folder:
-        from detector_zoo.training.artifact import load_detector
+    # Absolute, as a worker may stand elsewhere.
+    folder, calibration = (path.absolute() if path else None for path in (folder, calibration))
+    skipped: list[str] = []
+    loaded = load_chosen(detectors, folder, calibration, skipped, **settings)
+    for line in skipped:
+        click.echo(f"Skipped: {line}", err=True)
+    if engine == "ray":
+        from detector_zoo.distributed import PART_IMAGES, Cluster
 
-        loaded = [load_detector(folder, method=detectors[0], **settings)]
-    else:
-        names, skipped = select(detectors)
-        for line in skipped:
-            click.echo(f"Skipped: {line}", err=True)
-        loaded = [load(name, **settings) for name in names]
-    if calibration:
-        from detector_zoo.training.calibration import applied
-
-        loaded = [applied(calibration, loaded[0])]
+        assert output is not None  # noqa: S101 (refused above)
+        # Every worker is to load what could be loaded here, whatever `all` stands for there.
+        names = [detector.name for detector in loaded] if "all" in detectors else detectors
+        cluster = Cluster(address=address, workers=workers, decoders=decoders, gpus=gpus_per_worker)
+        _on_ray(
+            paths,
+            output,
+            partial(load_chosen, names, folder, calibration, **settings),
+            options=options,
+            cluster=cluster,
+            part_images=part_size or PART_IMAGES,
+            device=device,
+            precision=precision,
+            resume=resume,
+        )
+        return
     if heatmaps and not any("localize" in detector.info.capabilities for detector in loaded):
         raise ZooError("none of these detectors has a heatmap", hint="zoo list --capability localize")
 
@@ -208,6 +255,69 @@ def command(
         raise SystemExit(1)
 
 
+def load_chosen(
+    names: Sequence[str],
+    folder: Path | None,
+    calibration: Path | None,
+    skipped: list[str] | None = None,
+    **settings: Any,
+) -> list[LoadedDetector]:
+    """The detectors that were asked for; called in Ray's workers too.
+
+    Args:
+        names: See `detector_zoo.loading.load_all`.
+        folder: What `zoo train` wrote, for the one detector that is named.
+        calibration: What `zoo calibrate` wrote, likewise.
+        skipped: See `detector_zoo.loading.load_all`.
+        **settings: For `detector_zoo.load`.
+
+    Raises:
+        ZooError: One of them cannot be loaded.
+    """
+    if folder:
+        from detector_zoo.training.artifact import load_detector
+
+        loaded = [load_detector(folder, method=names[0], **settings)]
+    else:
+        from detector_zoo.loading import load_all
+
+        loaded = load_all(names, [] if skipped is None else skipped, **settings)
+    if calibration:
+        from detector_zoo.training.calibration import applied
+
+        loaded = [applied(calibration, loaded[0])]
+    return loaded
+
+
+def _on_ray(paths: Sequence[str], output: Path, load: Callable[..., list[LoadedDetector]], **settings: Any) -> None:
+    """Score into a folder of parts, and report as the local engine does."""
+    from detector_zoo import distributed
+
+    seen = 0
+    with ExitStack() as stack:
+        bar = _bar(stack, None) if sys.stderr.isatty() else None
+        say = bar[1] if bar else _to_stderr
+
+        def report(images: int, errors: Sequence[str]) -> None:
+            nonlocal seen
+            seen += images
+            for line in errors:
+                say(line)
+            if bar:
+                bar[0](images)
+
+        try:
+            found = distributed.score(paths, output, load, stdin=sys.stdin, report=report, **settings)
+        except KeyboardInterrupt:
+            kept = f"the parts that are complete are kept, run the same command to go on with {output}"
+            say(f"Interrupted after {seen} images; {kept}")
+            raise SystemExit(INTERRUPTED) from None
+    click.echo(f"{output}: {found.rows} rows", err=True)
+    if found.errors:
+        click.echo(f"{found.errors} of {found.images} images could not be scored", err=True)
+        raise SystemExit(1)
+
+
 def _make_folder(folder: Path) -> None:
     from detector_zoo.errors import ZooError
 
@@ -227,14 +337,25 @@ def _to_stderr(line: str) -> None:
 def _progress(
     stack: ExitStack, found: Iterable[str], paths: Sequence[str]
 ) -> tuple[Iterable[str], Callable[[str], None]]:
-    """A bar with rate and remaining time on stderr: the paths counted as they pass, and a way to print above it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """A bar on stderr: the paths counted as they pass, and a way to print above it."""
     from detector_zoo import sources
 
     # Walking twice costs a directory listing; it buys a remaining time without holding the list of paths.
-    total = None if "-" in paths else sum(1 for _ in sources.walk(paths))
+    advance, say = _bar(stack, None if "-" in paths else sum(1 for _ in sources.walk(paths)))
+
+    def counted() -> Iterator[str]:
+        for path in found:
+            yield path
+            advance(1)
+
+    return counted(), say
+
+
+def _bar(stack: ExitStack, total: int | None) -> tuple[Callable[[int], None], Callable[[str], None]]:
+    """A bar with rate and remaining time on stderr: a way to advance it, and one to print above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("scoring"),
@@ -248,16 +369,14 @@ def _progress(
     stack.enter_context(bar)
     task = bar.add_task("scoring", total=total, rate="")
 
-    def counted() -> Iterator[str]:
-        for path in found:
-            yield path
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=1, rate=f"{speed:.1f} images/s" if speed else "")
+    def advance(images: int) -> None:
+        speed = bar.tasks[0].speed
+        bar.update(task, advance=images, rate=f"{speed:.1f} images/s" if speed else "")
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    return counted(), say
+    return advance, say
 
 
 def _printer(layout: str | None, names: Sequence[str]) -> Callable[[Sequence[Prediction]], None]:

@@ -1,0 +1,230 @@
+"""What runs in Ray's workers: list, then score; or list, decode, and score apart.
+
+Between the stages everything goes in small tables: one of `SLICES` is a slice, one of `PIECES` is the rows of some of
+a slice's images. The detectors are loaded once a process, when it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from detector_zoo.distributed.inputs import Slice, is_remote, open_slice, slices
+from detector_zoo.errors import ZooError
+from detector_zoo.rows import to_table
+from detector_zoo.scoring import Item, Options, prepare, run, score_prepared
+from detector_zoo.sources import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from detector_zoo.loading import LoadedDetector
+    from detector_zoo.predictions import Prediction
+
+__all__ = ["Decode", "Job", "Score", "ScorePrepared", "lister"]
+
+_PIECE = 512
+"""Images of which the rows travel together."""
+_PACK_BYTES = 16 * 2**20
+"""Prepared images that travel together."""
+_ATTEMPTS = 10
+_REMOTE_THREADS = 16
+"""A read over the network waits; its processor does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker needs to know.
+
+    Attributes:
+        load: Makes the detectors; takes ``device`` and ``precision`` to override. Called in the worker.
+        options: How to run.
+        directory: Where relative paths begin; None where there are none.
+        threads: That torch may use in a worker.
+        attempts: Handle of the `Attempts` of the run.
+    """
+
+    load: Callable[..., Sequence[LoadedDetector]]
+    options: Options
+    directory: str | None
+    threads: int
+    attempts: Any
+
+    def begin(self, part: Slice) -> None:
+        """Count an attempt at a slice.
+
+        Raises:
+            ZooError: There were too many: something in the slice kills the process that looks at it.
+        """
+        import ray
+
+        if ray.get(self.attempts.begin.remote(part.number)) > _ATTEMPTS:
+            first, last = printable(part.names[0]), printable(part.names[-1])
+            raise ZooError(
+                f"workers died {_ATTEMPTS} times at one of {first} ... {last}",
+                hint="what is scored is kept; find the file with --engine local, and leave it out",
+            )
+
+
+class Attempts:
+    """Counts, for all workers, how often each slice was begun. Ray begins one again for ever where a worker dies."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Once more; how often that makes."""
+        self.begun[number] += 1
+        return self.begun[number]
+
+
+def lister(
+    arguments: Sequence[str], size: int, stdin: str | None, directory: str | None, kept: Mapping[int, str]
+) -> Callable[[Any], Iterator[pa.Table]]:
+    """The stage that lists: one empty input to a table for each slice that is not ``kept``, and one for the end.
+
+    Args:
+        arguments: See `detector_zoo.distributed.inputs.walk`.
+        size: Of a slice.
+        stdin: A file with what standard input said.
+        directory: See `Job`.
+        kept: Digests of the slices that are done.
+    """
+
+    def listed(_: Any) -> Iterator[pa.Table]:
+        if directory is not None:
+            os.chdir(directory)
+        number = 0
+        with open(stdin or os.devnull, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            for part in slices(arguments, size, stream):
+                number = part.number + 1
+                if kept.get(part.number) != part.digest:
+                    yield _slice_table(part)
+        yield _slice_table(Slice(number, ()))  # the end: no names
+
+    return listed
+
+
+def _slice_table(part: Slice) -> pa.Table:
+    import pyarrow as pa
+
+    names = pa.array([[os.fsencode(name) for name in part.names]], pa.list_(pa.binary()))
+    return pa.table({"number": [part.number], "archive": [part.archive], "names": names})
+
+
+def _slices(table: pa.Table) -> Iterator[Slice]:
+    for row in table.to_pylist():
+        yield Slice(row["number"], tuple(os.fsdecode(name) for name in row["names"]), row["archive"])
+
+
+def _piece(part: Slice, scored: Sequence[tuple[int, Sequence[Prediction]]], total: int = -1) -> pa.Table:
+    """Rows of some images of a slice; ``total``, the number of its images, comes with the last of its pieces."""
+    import pyarrow as pa
+
+    rows = to_table([row for _, rows in scored for row in rows])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return pa.table(
+        {
+            "number": [part.number],
+            "digest": [part.digest],
+            "total": [total],
+            "indices": pa.array([[index for index, _ in scored]], pa.list_(pa.int64())),
+            "rows": pa.array([sink.getvalue().to_pybytes()], pa.binary()),
+        }
+    )
+
+
+def _options(job: Job, part: Slice) -> Options:
+    slow = not part.archive and any(map(is_remote, part.names))
+    return replace(job.options, workers=_REMOTE_THREADS) if slow else job.options
+
+
+class _Worker:
+    """A process with the detectors."""
+
+    def __init__(self, job: Job, **changes: str) -> None:
+        import torch
+
+        self.job = job
+        self._detectors: Sequence[LoadedDetector] = ()
+        self._error: ZooError | None = None
+        torch.set_num_threads(job.threads)
+        try:
+            if job.directory is not None:
+                os.chdir(job.directory)
+            self._detectors = job.load(**changes)
+        except ZooError as error:
+            self._error = error  # what is raised here, Ray hands on as text alone
+        except OSError as error:
+            self._error = ZooError(f"a worker cannot go to {job.directory} ({error.strerror})")
+
+    @property
+    def detectors(self) -> Sequence[LoadedDetector]:
+        if self._error:
+            raise self._error
+        return self._detectors
+
+
+class Score(_Worker):
+    """Slices to pieces: the whole pipeline, in one process."""
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Score a slice, or several."""
+        for part in _slices(table):
+            self.job.begin(part)
+            scored: list[tuple[int, Sequence[Prediction]]] = []
+            total = 0
+            for rows in run(open_slice(part), self.detectors, _options(self.job, part)):
+                scored.append((total, rows))
+                total += 1
+                if len(scored) == _PIECE:
+                    yield _piece(part, scored)
+                    scored = []
+            yield _piece(part, scored, total)
+
+
+class Decode(_Worker):
+    """Slices to packs of prepared images: what goes before the forward pass, on processors."""
+
+    def __init__(self, job: Job) -> None:
+        # A detector's transform comes with its network, which has nothing to do here.
+        super().__init__(job, device="cpu", precision="fp32")
+
+    def __call__(self, table: pa.Table) -> Iterator[dict[str, Any]]:
+        """Decode a slice, or several."""
+        for part in _slices(table):
+            self.job.begin(part)
+            pack: list[Item] = []
+            size = total = 0
+            for item in prepare(open_slice(part), self.detectors, _options(self.job, part)):
+                total += 1
+                pack.append(item)
+                size += sum(getattr(prepared, "nbytes", 0) for prepared in item.inputs.values())
+                if size >= _PACK_BYTES or len(pack) == _PIECE:
+                    yield _pack(part, pack)
+                    pack, size = [], 0
+            yield _pack(part, pack, total)
+
+
+def _pack(part: Slice, items: list[Item], total: int = -1) -> dict[str, Any]:
+    import numpy as np
+
+    cell: NDArray[np.object_] = np.empty(1, object)
+    cell[0] = (part, items, total)
+    return {"pack": cell}
+
+
+class ScorePrepared(_Worker):
+    """Packs of prepared images to pieces: the forward pass, on a GPU."""
+
+    def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Iterator[pa.Table]:
+        """Score a pack, or several."""
+        for part, items, total in batch["pack"]:
+            yield _piece(part, list(score_prepared(items, self.detectors, self.job.options)), total)
