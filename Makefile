@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 BASE := $(VENV)/.installed-base
 DEV := $(VENV)/.installed-dev
 JOBS ?= 2
-COGGED := README.md docs/cli.md docs/which-metric.md docs/is-my-data-biased.md docs/schema.md
+COGGED := README.md docs/cli.md docs/which-metric.md docs/is-my-data-biased.md docs/scale.md docs/schema.md
 # The message is about a successor of mkdocs that nothing here uses.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(OUT))/site
 
@@ -19,14 +19,16 @@ RECIPE ?= lite
 STEPS ?= 5000
 KINDS := --kind latent --kind inpaint --kind upscale --kind splice
 
-.PHONY: help demo test lint types imports docs docs-check fast slow browser bench bench-memory val-report lite lite-data lite-report findings clean
+.PHONY: help demo test lint types imports docs docs-check fast slow browser screenshots bench bench-memory bench-scale val-report lite lite-data lite-report findings clean
 
 help:
 	@echo "make demo    install, and score the example images"
 	@echo "make test    everything that CI runs: lint, types, import contracts, docs, tests"
-	@echo "make browser the evaluation report, looked at by a headless Chromium (which has to be installed)"
+	@echo "make browser the evaluation report and the page of zoo app, looked at by a headless Chromium (which has to be installed)"
+	@echo "make screenshots   the pictures of the page in docs/images, taken anew (the same)"
 	@echo "make bench   the benchmarks: start-up, pipeline against its parts, MDMF head, every method against a plain loop"
 	@echo "make bench-memory   peak memory of a 24-megapixel photograph"
+	@echo "make bench-scale    100 to 100,000 images, Ray against local processes, cost of an image: docs/scale.md (a while)"
 	@echo "make docs    regenerate docs/cli.md and the pages' tables, and build the site into OUT/site"
 	@echo "make val-report DATA=... WEIGHTS=...   mdmf.lite in more detail (needs the data set)"
 	@echo "make lite-data lite METHOD=... DATA=... WEIGHTS=... OUT=...   train a method's shipped weights anew, and compare (needs the data set)"
@@ -75,7 +77,10 @@ slow: $(DEV)
 
 # Needs chromium (Debian: apt-get install chromium), so it is no part of `test`; CI installs it.
 browser: $(DEV)
-	$(BIN)/pytest tests/check_report_in_browser.py
+	$(BIN)/pytest tests/check_report_in_browser.py tests/check_app_in_browser.py
+
+screenshots: $(DEV)
+	SCREENSHOTS=docs/images $(BIN)/pytest tests/check_app_in_browser.py -k screenshots
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/startup.py
@@ -87,6 +92,10 @@ bench: $(DEV)
 # A quarter of an hour on two cores: a 24-megapixel photograph through Corvi's network.
 bench-memory: $(DEV)
 	$(BIN)/python benchmarks/memory.py
+
+bench-scale: $(DEV)
+	$(BIN)/python -m benchmarks.scale --json docs/scale.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r docs/scale.md
 
 # These need the data set, which is not part of the project: make val-report DATA=/path WEIGHTS=/path
 val-report: $(DEV)
