@@ -197,8 +197,6 @@ def command(
         raise click.UsageError("--weights and --calibration are for one detector: name it with --detector")
     if calibration and threshold is not None:
         raise click.UsageError("--calibration brings a threshold: leave --threshold out")
-    # Absolute, as a worker may stand elsewhere.
-    folder, calibration = (path.absolute() if path else None for path in (folder, calibration))
     skipped: list[str] = []
     loaded = load_chosen(detectors, folder, calibration, skipped, **settings)
     for line in skipped:
@@ -209,11 +207,13 @@ def command(
         assert output is not None  # noqa: S101 (refused above)
         # Every worker is to load what could be loaded here, whatever `all` stands for there.
         names = [detector.name for detector in loaded] if "all" in detectors else detectors
+        # Absolute, as a worker may stand elsewhere.
+        places = [path.absolute() if path else None for path in (folder, calibration)]
         cluster = Cluster(address=address, workers=workers, decoders=decoders, gpus=gpus_per_worker)
         _on_ray(
             paths,
             output,
-            partial(load_chosen, names, folder, calibration, **settings),
+            partial(load_chosen, names, places[0], places[1], **settings),
             options=options,
             cluster=cluster,
             part_images=part_size or PART_IMAGES,
