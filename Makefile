@@ -69,8 +69,9 @@ docs-check: $(DEV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check --diff $(COGGED)
 	$(SITE)
 
+# A thread each: processes that take all cores with several threads wait for each other.
 fast: $(DEV)
-	$(BIN)/pytest -m "not slow" -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(JOBS)
 
 slow: $(DEV)
 	$(BIN)/pytest -m slow
