@@ -178,7 +178,7 @@ def test_a_detector_that_cannot_be_built_is_one_line(detector: str, site: Site, 
         load("bad")
 
 
-def test_all_skips_what_cannot_be_built(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_skips_what_cannot_be_built(site: Site, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site.install("bad", detector="class D:\n    def __init__(self): 1 / 0")
     site.install("good")
     ours = plugins.list_detectors
@@ -186,6 +186,9 @@ def test_all_skips_what_cannot_be_built(site: Site, monkeypatch: pytest.MonkeyPa
     skipped: list[str] = []
     assert [found.name for found in loading.load_all(["all"], skipped, device="cpu")] == ["good"]
     assert skipped == ["bad: zoo_bad.detector:D cannot be built: ZeroDivisionError: division by zero"]
+    result = zoo("score", "-d", "all", image)
+    assert (result.exit_code, json.loads(result.stdout)["detector"]) == (0, "good")
+    assert "Skipped: bad: zoo_bad.detector:D cannot be built" in result.stderr
     for names in (["bad"], ["all", "bad"]):  # who was named has to be there
         with pytest.raises(PluginError, match="cannot be built"):
             loading.load_all(names, skipped)
