@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from detector_zoo import load, predictions, registry, scoring
 from detector_zoo.cli import main
-from detector_zoo.cli.score import size
+from detector_zoo.cli.sizes import size
 from detector_zoo.detector import DEFAULT_MEMORY, SHARE, TorchDetector
 from detector_zoo.errors import PluginError, UnknownDetectorError, WeightsError, ZooError
 

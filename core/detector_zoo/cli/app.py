@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from detector_zoo.cli import lock
-from detector_zoo.cli.score import size
+from detector_zoo.cli.sizes import size
 
 if TYPE_CHECKING:
     from detector_zoo.app.analysis import Analyst

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detector_zoo.cli import lock
-from detector_zoo.cli.score import size
+from detector_zoo.cli.sizes import size
 
 if TYPE_CHECKING:
     from detector_zoo.detector import Precision

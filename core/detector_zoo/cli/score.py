@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detector_zoo.cli import lock
+from detector_zoo.cli.bar import counted, scoring_bar, to_stderr
+from detector_zoo.cli.sizes import size
 
 if TYPE_CHECKING:
     from detector_zoo.detector import Precision
@@ -20,30 +21,6 @@ if TYPE_CHECKING:
     from detector_zoo.predictions import Prediction
 
 INTERRUPTED = 130
-
-
-UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("KMGT", 1)
-    for suffix, base in (("B", 1000), ("IB", 1024))
-}
-
-
-def size(context: click.Context | None, parameter: click.Parameter | None, value: str | None) -> int | None:
-    """An option's value to bytes: 500000000, 500MB, 1.5 GB, 512MiB.
-
-    Raises:
-        click.BadParameter: It is no size, or below a million bytes, where no tile would fit.
-    """
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", value.strip(), re.IGNORECASE)
-    if found is None or found[2].upper() not in UNITS:
-        raise click.BadParameter(f"{value!r} is not a size such as 500MB or 2GB", context, parameter)
-    number = int(float(found[1]) * UNITS[found[2].upper()])
-    if number < 1_000_000:
-        raise click.BadParameter(f"{value!r} is too little for any image", context, parameter)
-    return number
 
 
 @click.command("score")
@@ -232,9 +209,9 @@ def command(
             journal = stack.enter_context(predictions.Journal(output, resume=resume)) if output else None
             show = _printer(layout, [detector.name for detector in loaded])
             found: Iterable[str] = sources.walk(paths, stdin=sys.stdin)
-            say: Callable[[str], None] = _to_stderr
+            say: Callable[[str], None] = to_stderr
             if sys.stderr.isatty() and (layout is None or not sys.stdout.isatty()):
-                found, say = _progress(stack, found, paths)
+                found, say = counted(stack, found, paths)
             for rows in run(found, loaded, options, journal):
                 seen += 1
                 errors += any(row.error for row in rows)
@@ -295,8 +272,8 @@ def _on_ray(paths: Sequence[str], output: Path, load: Callable[..., list[LoadedD
 
     seen = 0
     with ExitStack() as stack:
-        bar = _bar(stack, None) if sys.stderr.isatty() else None
-        say = bar[1] if bar else _to_stderr
+        bar = scoring_bar(stack, None) if sys.stderr.isatty() else None
+        say = bar[1] if bar else to_stderr
 
         def report(images: int, errors: Sequence[str]) -> None:
             nonlocal seen
@@ -328,55 +305,6 @@ def _make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ZooError(f"{folder}: cannot write heatmaps here: {error.strerror}") from error
-
-
-def _to_stderr(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _progress(
-    stack: ExitStack, found: Iterable[str], paths: Sequence[str]
-) -> tuple[Iterable[str], Callable[[str], None]]:
-    """A bar on stderr: the paths counted as they pass, and a way to print above it."""
-    from detector_zoo import sources
-
-    # Walking twice costs a directory listing; it buys a remaining time without holding the list of paths.
-    advance, say = _bar(stack, None if "-" in paths else sum(1 for _ in sources.walk(paths)))
-
-    def counted() -> Iterator[str]:
-        for path in found:
-            yield path
-            advance(1)
-
-    return counted(), say
-
-
-def _bar(stack: ExitStack, total: int | None) -> tuple[Callable[[int], None], Callable[[str], None]]:
-    """A bar with rate and remaining time on stderr: a way to advance it, and one to print above it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("scoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    stack.enter_context(bar)
-    task = bar.add_task("scoring", total=total, rate="")
-
-    def advance(images: int) -> None:
-        speed = bar.tasks[0].speed
-        bar.update(task, advance=images, rate=f"{speed:.1f} images/s" if speed else "")
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    return advance, say
 
 
 def _printer(layout: str | None, names: Sequence[str]) -> Callable[[Sequence[Prediction]], None]:
