@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from detector_zoo_mdmf.distilled import DistilledEmbedder
 
-__all__ = ["fit_map"]
+__all__ = ["Targets", "fit_map"]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """A teacher's tokens as they are learnt: standardised, along their first principal axes.
+
+    Attributes:
+        centre: Mean of the teacher's numbers, (D,).
+        spread: Their standard deviation.
+        axes: (D, dim), orthonormal.
+        deviation: Standard deviation along each axis, (dim,).
+    """
+
+    centre: Tensor
+    spread: Tensor
+    axes: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, taught: Sequence[Tensor], dim: int) -> Targets:
+        """From every fifth grid (D, h, w) of those to learn from."""
+        sample = torch.cat([_tokens(grid) for grid in taught[::5]])
+        centre, spread = sample.mean(0), sample.std(0) + 1e-4
+        scaled = (sample - centre) / spread
+        values, axes = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
+        return cls(centre, spread, axes.flip(1)[:, :dim], values.flip(0)[:dim].clamp_min(1e-8).sqrt())
+
+    def __call__(self, taught: Tensor) -> Tensor:
+        """A grid (D, h, w) to (dim, h, w), single precision."""
+        along: Tensor = ((_tokens(taught) - self.centre) / self.spread @ self.axes).T
+        return along.reshape(-1, *taught.shape[1:])
 
 
 def _tokens(grid: Tensor) -> Tensor:
@@ -35,10 +67,7 @@ def fit_map(embedder: DistilledEmbedder, views: Sequence[tuple[Tensor, Tensor]],
     cells = torch.cat([_tokens(own) for own, _ in views[::5]])
     embedder.mean.copy_(cells.mean(0))
     embedder.std.copy_(cells.std(0) + 1e-4)
-    sample = torch.cat([_tokens(taught) for _, taught in views[::5]])
-    centre, spread = sample.mean(0), sample.std(0) + 1e-4
-    scaled = (sample - centre) / spread
-    axes = torch.linalg.eigh(scaled.T @ scaled / len(scaled)).eigenvectors.flip(1)[:, : embedder.dim]
+    targets = Targets.of([taught for _, taught in views], embedder.dim)
 
     size = embedder.map.in_channels + 1
     gram, moment = torch.zeros(size, size), torch.zeros(size, embedder.dim)
@@ -47,7 +76,7 @@ def fit_map(embedder: DistilledEmbedder, views: Sequence[tuple[Tensor, Tensor]],
         part = views[start : start + 64]
         x = torch.cat([_tokens(embedder.context(own.float()[None])[0]) for own, _ in part])
         x = torch.cat([x, torch.ones(len(x), 1)], 1)
-        y = (torch.cat([_tokens(taught) for _, taught in part]) - centre) / spread @ axes
+        y = torch.cat([_tokens(targets(taught)) for _, taught in part])
         gram.addmm_(x.T, x)
         moment.addmm_(x.T, y)
         total, squares, count = total + y.sum(0), squares + y.square().sum(), count + len(y)

@@ -13,9 +13,10 @@ from detector_zoo.errors import DatasetError
 from detector_zoo.evaluation.samples import Sample
 from detector_zoo.training import splits
 from detector_zoo.training.course import Course
+from detector_zoo.training.loop import Optimiser, Schedule
 from detector_zoo_mdmf.signatures import BankRule
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "Tuning"]
 
 SINGLE = ("running_mean", "running_var", "embedder.mean", "embedder.std", "log_bandwidth", "bank_term")
 """Stay in single precision: they are few, and the score is a difference of means that they would shift as a whole."""
@@ -24,6 +25,25 @@ SELECTION_SOURCES = frozenset(
     {"openimages-200", "scratch", "darknet", "dlib", "python3-sklearn", "lomiri-wallpapers-16.04", "sr-esrgan"}
 )
 """Sources that no model of the selection stage learns from; chosen before any experiment for their variety."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How a trunk is fine-tuned, see `detector_zoo_mdmf.trunk.tune`.
+
+    Attributes:
+        batch: Tiles a step.
+        optimiser: See there.
+        schedule: See there; the last step is kept.
+    """
+
+    batch: int
+    optimiser: Optimiser
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.schedule.average or self.schedule.monitor != "loss":
+            raise ValueError("batch is at least 1, monitor is loss, and there is no average")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +56,7 @@ class Recipe(Course):
             safetensors file (a path with a slash or the suffix).
         teacher_model: open_clip's name of it.
         block: Of the teacher, counted from 1, whose tokens are learnt.
+        trunk: How the trunk of a ``distilled`` embedder learns to tell the teacher's tokens; None leaves it as it is.
         ridge: Weight of the squared length of the map onto the teacher's tokens.
         versions: Of every image beside the one that it would be validated on.
         launder: Side, pixels, of the crops that `detector_zoo_mdmf.laundering` makes of an image; None for the
@@ -55,6 +76,7 @@ class Recipe(Course):
     teacher: str | None = None
     teacher_model: str = "ViT-B-16-quickgelu"
     block: int = 6
+    trunk: Tuning | None = None
     ridge: float = 3e3
     versions: int = 2
     launder: int | None = None
@@ -76,6 +98,8 @@ class Recipe(Course):
             self.backbone is not None
         ):
             raise ValueError("a distilled embedder has a teacher, a vit or dinov2 a backbone, and no other has")
+        if self.trunk is not None and kind != "distilled":
+            raise ValueError("only a distilled embedder has a trunk to tune")
         if self.kept is not None and kind == "distilled":
             raise ValueError("a distilled embedder learns from whole tiles: kept is null")
         if self.reference and self.teacher is None:

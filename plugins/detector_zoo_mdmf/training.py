@@ -40,6 +40,7 @@ from detector_zoo_mdmf.model import MDMF, Network
 from detector_zoo_mdmf.recipe import Recipe
 from detector_zoo_mdmf.signatures import Draws, banked, candidates, score_sets
 from detector_zoo_mdmf.tiles import Tiling
+from detector_zoo_mdmf.trunk import cells_of, tune
 from detector_zoo_mdmf.views import Sight, View, collect
 
 __all__ = ["fit"]
@@ -73,6 +74,14 @@ def fit(job: Job) -> Path:
         versions = [collect(job, recipe, sight, version) for version in range(1 + recipe.versions)]
     notes: list[str] = []
     if isinstance(embedder, DistilledEmbedder):
+        if recipe.trunk is not None:
+            versions, left, moved = _tuned(job, recipe, embedder, tiling, slices, versions, sight.key, machine)
+            # What the head has learnt, it learnt on tokens of the trunk as it was.
+            job = replace(job, resume=job.resume and not moved)
+            notes.append(
+                f"The trunk was fine-tuned for {recipe.trunk.schedule.steps} steps of {recipe.trunk.batch} tiles, and "
+                f"{1 - left:.3f} of the (weighted) variance of the teacher's tokens told on the validation slice."
+            )
         embedder.cpu()
         learn = [(v[0], v[1]) for s in slices["fit"] for seen in versions for v in seen[s.sha256]]
         explained = fit_map(embedder, learn, recipe.ridge)
@@ -126,11 +135,47 @@ def _sight(job: Job, recipe: Recipe, embedder: PatchEmbedder, tiling: Tiling) ->
         torch.tensor(value).view(3, 1, 1) for value in (tiling.mean, tiling.std, teacher.MEAN, teacher.STD)
     )
 
-    def look(x: Tensor) -> View:
+    def told(x: Tensor) -> Tensor:
         pixels = (x * std + mean - clip_mean) / clip_std
-        return embedder.cells(_laid(x, device)), taught(pixels.to(device, torch.bfloat16))
+        tokens: Tensor = taught(pixels.to(device, torch.bfloat16))
+        return tokens
 
-    return Sight(key=f"{key} ImageNet {sha256} {recipe.teacher_model} {recipe.block}", tiling=tiling, look=look)
+    def look(x: Tensor) -> View:
+        return embedder.cells(_laid(x, device)), told(x)
+
+    def keep(x: Tensor) -> View:
+        return (x * std + mean).mul(255).round().to(torch.uint8), told(x)
+
+    key = f"{key} ImageNet {sha256} {recipe.teacher_model} {recipe.block}"
+    if recipe.trunk is not None:
+        return Sight(key=f"{key} pixels", tiling=tiling, look=keep)
+    return Sight(key=key, tiling=tiling, look=look)
+
+
+def _tuned(
+    job: Job,
+    recipe: Recipe,
+    embedder: DistilledEmbedder,
+    tiling: Tiling,
+    slices: Mapping[str, Sequence[Sample]],
+    versions: Sequence[Mapping[str, Sequence[View]]],
+    key: str,
+    machine: Any,
+) -> tuple[list[dict[str, list[View]]], float, bool]:
+    """Fine-tune the trunk; returns the versions, of pixels before, as it sees them, then what `tune` does."""
+    assert recipe.trunk is not None  # noqa: S101 - asked only where there is one
+    first = cells_of(embedder, tiling, versions[:1])[0]
+    embedder.cpu()
+    fit_map(embedder, [(v[0], v[1]) for s in slices["fit"] for v in first[s.sha256]], recipe.ridge)
+    embedder.to(machine.device)
+    learn = [v for s in slices["fit"] for seen in versions for v in seen[s.sha256]]
+    held = [v for s in slices["validation"] for v in versions[0][s.sha256]]
+    within = job.within("trunk")
+    within.out.mkdir(exist_ok=True)
+    found = tune(embedder, tiling, learn, held, recipe.trunk, within, key, machine)
+    if recipe.half:
+        embedder.trunk.half().float()
+    return cells_of(embedder, tiling, versions), *found
 
 
 def _laid(x: Tensor, device: str) -> Tensor:

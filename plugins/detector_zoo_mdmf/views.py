@@ -31,7 +31,7 @@ FEW = 2**14
 """Images up to which 256 files hold them; more lie in 4,096: what is lost when a run is killed is one of them."""
 
 View = tuple[Tensor, ...]
-"""What the networks make of one tile: grids of tokens, each (C, h, w) float16."""
+"""What the networks make of one tile: grids of tokens, each (C, h, w) float16, or its pixels, uint8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,8 @@ def _made(job: Job, recipe: Recipe, sight: Sight, samples: Sequence[Sample], ver
             with torch.inference_mode():
                 grids = sight.look(torch.stack([tile for _, tile in chosen]))
             for number, grid in enumerate(grids):
-                for (name, _), values in zip(chosen, grid.half().cpu(), strict=True):
+                kept = grid.half() if grid.is_floating_point() else grid
+                for (name, _), values in zip(chosen, kept.cpu(), strict=True):
                     out[f"{name}.{number}"] = _few(values, recipe.kept, name, version).clone()
     return out
 

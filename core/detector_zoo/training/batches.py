@@ -54,7 +54,7 @@ class Batch:
 
     Attributes:
         inputs: (N, 3, S, S) uint8 pixels, or (N, D) float32 features.
-        labels: (N,) float32, 1 for generated.
+        labels: (N,) float32, 1 for generated; or whatever else a method's own loss compares with.
         masks: (N, S, S) float32, 1 where a pixel is generated: all 0 for a real image, all 1 for a generated one
             without a mask. None with features.
     """
