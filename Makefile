@@ -71,7 +71,7 @@ docs-check: $(DEV)
 
 # A thread each: processes that take all cores with several threads wait for each other.
 fast: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadgroup
 
 slow: $(DEV)
 	$(BIN)/pytest -m slow

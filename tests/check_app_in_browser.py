@@ -30,6 +30,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PICTURE = EXAMPLES / "generated_2_local_edit.jpg"
 WAIT = 120_000
 LIMIT = 2_000_000
+expect.set_options(timeout=WAIT)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ class Visit:
         self.page.set_input_files(f"#{place} input[type=file]", file)
 
     def analysed(self, name: str) -> None:
-        expect(self.page.locator(".zoo-results h2")).to_have_text(name, timeout=WAIT)
+        expect(self.page.locator(".zoo-results h2")).to_have_text(name)
 
     def fits(self) -> bool:
         return self.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
@@ -116,7 +117,7 @@ def test_a_picture_and_everything_about_it(visit: Visit, analyst: Analyst, tmp_p
     assert len(expected.verdicts) >= 3
     for verdict in expected.verdicts:
         row = page.locator(f'.zoo-verdict[data-detector="{verdict.name}"]')
-        assert row.is_visible()
+        expect(row).to_be_visible()
         assert verdict.log_odds is not None
         assert verdict.probability is not None
         assert float(row.locator(".zoo-log-odds").get_attribute("value") or "nan") == pytest.approx(
@@ -126,8 +127,8 @@ def test_a_picture_and_everything_about_it(visit: Visit, analyst: Analyst, tmp_p
         assert row.locator(".zoo-probability").inner_text() == f"{verdict.probability:.3f}"
         assert row.locator(".zoo-label").inner_text() == verdict.label
     for line in ("JPEG, quality 92", "C2PA credentials"):
-        assert page.locator("#zoo-facts", has_text=line).is_visible()
-    assert page.locator(".zoo-caution", has_text="not proof").is_visible()
+        expect(page.locator("#zoo-facts", has_text=line)).to_be_visible()
+    expect(page.locator(".zoo-caution", has_text="not proof")).to_be_visible()
 
     # The heatmap is drawn without being asked for, and the slider draws it anew without asking anybody.
     heat = page.locator(".zoo-layers")
@@ -148,7 +149,7 @@ def test_a_picture_and_everything_about_it(visit: Visit, analyst: Analyst, tmp_p
     assert (shots[100][..., 0] - shots[100][..., 1]).max() > 150
     second = expected.verdicts[1].name
     page.get_by_role("radio", name=second).click()
-    expect(page.locator(".zoo-heat figcaption")).to_contain_text(second, timeout=WAIT)
+    expect(page.locator(".zoo-heat figcaption")).to_contain_text(second)
 
     page.click("#zoo-launder")
     page.wait_for_selector("section.zoo-laundering")
@@ -249,7 +250,7 @@ def test_a_pasted_picture_is_told_to_be_a_new_file(visit: Visit) -> None:
         list(buffer.getvalue()),
     )
     visit.analysed("pasted-image.png")
-    assert page.locator(".zoo-note", has_text="Pasted pictures are new files").is_visible()
+    expect(page.locator(".zoo-note", has_text="Pasted pictures are new files")).to_be_visible()
 
 
 def test_by_keyboard_and_with_names(visit: Visit) -> None:

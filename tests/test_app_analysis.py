@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,7 +168,7 @@ def test_many_threads_get_the_scores_of_their_own_pictures(analyst: Analyst) -> 
 def test_no_more_analyses_run_than_there_are_places(monkeypatch: pytest.MonkeyPatch) -> None:
     analyst = Analyst(["dummy"], concurrency=2)
     running = most = 0
-    lock = threading.Lock()
+    lock, both = threading.Lock(), threading.Barrier(2)
     verdict = analyst._verdict
 
     def watched(*args: Any) -> Verdict:
@@ -177,7 +176,7 @@ def test_no_more_analyses_run_than_there_are_places(monkeypatch: pytest.MonkeyPa
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.05)
+        both.wait(60)  # six calls are three pairs
         with lock:
             running -= 1
         return verdict(*args)

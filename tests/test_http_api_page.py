@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,24 +31,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture
-def text(folder: Path, port: int) -> Iterator[str]:
+def text(folder: Path) -> Iterator[str]:
     """The page for a server that runs on a port of its own, started as its first command says."""
-    text = TEXT.replace("7860", str(port))
-    first, expected = next(commands(BLOCK.findall(text)[0][1]))
+    first, expected = next(commands(BLOCK.findall(TEXT)[0][1]))
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "DETECTOR_ZOO_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(
-        [*first.split(), "--port", str(port)],
+        [*first.split(), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,8 +50,10 @@ def text(folder: Path, port: int) -> Iterator[str]:
     try:
         assert process.stdout is not None
         shown = "".join(process.stdout.readline() for _ in expected.splitlines())
-        assert agrees(shown, expected), shown
-        yield text
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", shown)
+        assert found, shown
+        assert agrees(shown.replace(found[1], "7860"), expected), shown
+        yield TEXT.replace("7860", found[1])
     finally:
         process.terminate()
         process.communicate(timeout=60)

@@ -51,7 +51,7 @@ GOLDEN = {
     "resnet": [1.3263, 1.2676, 1.2161],
     "efficientnet": [-0.5657, -0.1616, 0.1013],
     "vit": [0.0591, -1.0346, 2.0388],
-    "clip": [-2.8329, -2.2617, -1.6360],
+    "clip": [-2.9237, -2.2617, -1.6360],
 }
 
 
@@ -165,9 +165,11 @@ def test_the_input_equals_torchvisions(tag: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_golden_scores(kind: str) -> None:
-    images = [photo(*size, seed=i) for i, size in enumerate([(64, 64), (50, 141), (20, 64)])]
+    side = tiny_clip.SIDE if kind.startswith("clip") else SIDE
+    found = detector(kind).score([photo(*size, seed=i) for i, size in enumerate([(side, side), (50, 141), (20, 64)])])
+    assert found[0] == pytest.approx(GOLDEN[kind][0], abs=1e-3)
     # Pillow 12 and 13 round differently when they resize, by a grey level here and there.
-    assert detector(kind).score(images) == pytest.approx(GOLDEN[kind], abs=5e-2)
+    assert found[1:] == pytest.approx(GOLDEN[kind][1:], abs=5e-2)
 
 
 @pytest.mark.parametrize("kind", GOLDEN)

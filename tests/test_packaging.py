@@ -18,7 +18,7 @@ import pytest
 
 from conftest import photo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = Path(__file__).with_name("third_party")

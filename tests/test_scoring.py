@@ -184,6 +184,7 @@ def test_fusion_adds_a_row(pictures: Path, rule: str) -> None:
             assert fused.probability == pytest.approx(1 - (1 - net.probability) * (1 - dummy.probability), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-700, 700), min_size=1, max_size=5))
 def test_soft_or_is_finite_and_never_below_any_part(log_odds: list[float]) -> None:
     from detector_zoo.fusion import soft_or

