@@ -182,7 +182,7 @@ def test_from_a_manifest_to_scores_on_the_command_line(toys: ToySet, teacher: Pa
     scored = zoo("score", "-d", "mdmf", "--weights", run, "--device", "cpu", "--format", "json", data / "0_real.png")
     assert scored.exit_code == 0, scored.output
     row = json.loads(scored.stdout)
-    assert (row["weights"], row["calibrated"], row["error"]) == ("mine", True, "")
+    assert (row["weights"], row["error"]) == ("mine", "")
     assert np.isfinite(row["log_odds"])
 
 
@@ -226,7 +226,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 def test_a_tuned_trunk_tells_more_of_the_teacher_and_is_what_is_shipped(job: Callable[..., Any]) -> None:
     frozen = job("frozen", versions=2)
-    tuned = job("tuned", versions=2, trunk=recipes.merge(TUNING, {"schedule": {"steps": 80}, "optimiser": {"lr": 1e-3}}))
+    slower = recipes.merge(TUNING, {"schedule": {"steps": 80}, "optimiser": {"lr": 1e-3}})
+    tuned = job("tuned", versions=2, trunk=slower)
     fit(frozen)
     fit(tuned)
     start = pretrained.efficientnet_lite0()
