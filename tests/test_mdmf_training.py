@@ -383,7 +383,7 @@ def test_the_report_measures_a_folder(job: Callable[..., Any], tmp_path: Path) -
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     (section,) = (name for name in found if name.startswith("Equalised val: "))
     assert 0 <= found[section]["AUROC"]["value"] <= 1
-    assert found["Shortcuts: AUROC of"]["file format alone, before equalising"] == 0.5
+    assert found["Shortcuts: AUROC of"]["file format alone, before equalising"]["value"] == 0.5
     assert set(found["Robustness: AUROC after"]) == set(report.ROBUSTNESS)
 
 
