@@ -101,6 +101,18 @@ def test_profile_and_xmp() -> None:
         ("Software", "made with ComfyUI 1.0", True),
         ("Software", "GIMP 2.10", False),
         ("Title", "A cat", False),
+        ("Software", "Adobe Firefly", True),
+        ("Software", "DALL-E", True),
+        ("Comment", "DALL·E 3", True),
+        ("Comment", "FLUX.1 [dev]", True),
+        ("Comment", "Imagen 3", True),
+        ("Comment", "Google Gemini", True),
+        ("Comment", "Vista dalle montagne", False),
+        ("Comment", "Imagen de la playa", False),
+        ("Comment", "A firefly on a leaf", False),
+        ("Comment", "Gemini telescope, Hawaii", False),
+        ("Comment", "The flux of muons", False),
+        ("Comment", "An ideogram", False),
     ],
 )
 def test_text_chunks_that_name_a_generator(key: str, value: str, named: bool) -> None:

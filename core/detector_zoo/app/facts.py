@@ -45,12 +45,15 @@ _EXIF = {
     "description": (ExifTags.Base.ImageDescription,),
     "comment": (ExifTags.Base.UserComment,),
 }
-_GENERATORS = re.compile(
-    r"stable.?diffusion|sdxl|comfyui|automatic1111|invoke.?ai|novelai|midjourney|dall.?e\b|firefly|\bflux\b|imagen\b"
-    r"|gpt.?image|openai|ideogram|leonardo\.ai|\bgemini\b|fooocus|diffusers|trainedAlgorithmicMedia"
-    r"|made with google ai",
-    re.IGNORECASE,
+_NAMES = (
+    r"stable.?diffusion|\bsdxl\b|comfyui|automatic1111|invoke.?ai\b|novelai|midjourney|\bdall[·•'’ -]e\b|adobe.firefly"
+    r"|\bflux[. -]?[12]\b|black.forest.labs|google.imagen|\bimagen.?[1-9]\b|gpt.?image|openai|leonardo\.ai"
+    r"|google.gemini|fooocus|trainedAlgorithmicMedia|made with google ai"
 )
+_ANYWHERE = re.compile(_NAMES, re.IGNORECASE)
+_AS_SOFTWARE = re.compile(rf"{_NAMES}|\b(?:dall.?e|firefly|flux|imagen|gemini|ideogram|diffusers)\b", re.IGNORECASE)
+"""Words that are also just words, in one language or another, count only where a program writes its name."""
+_SOFTWARE_KEYS = ("software", "source", "creator", "generator", "creatortool")
 _GENERATOR_KEYS = ("parameters", "prompt", "workflow", "sd-metadata", "invokeai_metadata", "Dream", "generation_data")
 """Text chunks in which programs that generate pictures leave their settings."""
 _SOURCE_TYPE = re.compile(rb"digitalsourcetype/(\w{0,40}algorithmic\w{0,20})", re.IGNORECASE)
@@ -259,10 +262,11 @@ def _xmp(info: Mapping[str, Any]) -> bytes:
 
 def _generators(exif: Mapping[str, str], text: Mapping[str, str], info: Mapping[str, Any], xmp: bytes) -> Iterator[str]:
     for key, value in text.items():
-        if key in _GENERATOR_KEYS or _GENERATORS.search(str(info.get(key, value))[:10_000]):
+        names = _AS_SOFTWARE if key.lower() in _SOFTWARE_KEYS else _ANYWHERE
+        if key in _GENERATOR_KEYS or names.search(str(info.get(key, value))[:10_000]):
             yield f"text chunk {key!r}"
     for key, value in exif.items():
-        if found := _GENERATORS.search(value):
+        if found := (_AS_SOFTWARE if key == "software" else _ANYWHERE).search(value):
             yield f"EXIF {key}: {found[0]}"
     if named := _SOURCE_TYPE.search(xmp[:1_000_000]):
         yield f"XMP digital source type: {named[1].decode('ascii', 'replace')}"
