@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector_zoo import PluginError, load, loading, plugins
+from detector_zoo import PluginError, WeightsError, load, loading, plugins, weights
 from detector_zoo.cli import main
 from detector_zoo.cli.info import SHOWN_LIMIT
 from detector_zoo.plain import one_line, plain
@@ -195,6 +195,24 @@ def test_all_skips_what_cannot_be_built(site: Site, image: Path, monkeypatch: py
     monkeypatch.setattr(loading, "list_detectors", lambda: [i for i in ours() if i.name == "bad"])
     with pytest.raises(PluginError, match="cannot be built"):
         loading.load_all(["all"], skipped)
+
+
+def test_all_skips_weights_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"not these")
+    shipped = weights._package_file
+    monkeypatch.setattr(
+        weights,
+        "_package_file",
+        lambda spec: tmp_path / "broken.safetensors" if spec.name == "patch_shuffle.lite" else shipped(spec),
+    )
+    ours = plugins.list_detectors
+    monkeypatch.setattr(loading, "list_detectors", lambda: [i for i in ours() if i.name in ("patch_shuffle", "corvi")])
+    skipped: list[str] = []
+    assert [found.name for found in loading.load_all(["all"], skipped, device="cpu")] == ["corvi.lite"]
+    assert len(skipped) == 1
+    assert "patch_shuffle.lite" in skipped[0]
+    with pytest.raises(WeightsError, match=r"patch_shuffle\.lite"):
+        loading.load_all(["patch_shuffle"], skipped, device="cpu")
 
 
 def test_a_heatmap_of_nan_is_a_note(site: Site, image: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from detector_zoo import images, registry, weights
 from detector_zoo.detector import Detector, Explainer, Localizer, Precision, Score, TorchDetector, probability, verdict
-from detector_zoo.errors import PluginError, UnknownDetectorError, ZooError
+from detector_zoo.errors import PluginError, UnknownDetectorError, WeightsError, ZooError
 from detector_zoo.info import DetectorInfo
 from detector_zoo.plain import one_line
 from detector_zoo.plugins import list_detectors
@@ -313,7 +313,7 @@ def load_all(names: Sequence[str], skipped: list[str], **options: Any) -> list[L
     for name in chosen:
         try:
             loaded.append(load(name, **options))
-        except PluginError as error:
+        except (PluginError, WeightsError) as error:
             if name in names:
                 raise
             skipped.append(str(error))
