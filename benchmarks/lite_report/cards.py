@@ -121,12 +121,17 @@ def _cost(one: Report) -> Iterator[str]:
     else:
         fit = learnt["slices"]["fit"]
         yield (
-            f"Training: {learnt['seconds'] / 60:.0f} minutes on {learnt['machine']}, recipe `{learnt['recipe']}`, "
+            f"Training: {_time(learnt['seconds'])} on {learnt['machine']}, recipe `{learnt['recipe']}`, "
             f"{learnt['data']}; learnt from {fit['real']} photographs and {fit['generated']} generated images, "
             f"sha256 of the list of files `{learnt['data_sha256'][:16]}`."
         )
         if one.get("curve", {}).get("auroc"):
             yield _curve(one["curve"], learnt["steps"]["kept"])
+
+
+def _time(seconds: float) -> str:
+    """Of the steps alone: frozen networks' features are computed before them."""
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds of steps"
 
 
 def _curve(curve: Report, kept: int) -> str:
