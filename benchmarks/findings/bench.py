@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.photographs import first, photograph
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -181,17 +182,6 @@ def _score(detector: LoadedDetector, items: Mapping[str, Picture], keys: Sequenc
             raise DatasetError(f"{key}: {value}")
         out[key] = value
     return out
-
-
-def photograph(sample: Sample) -> str:
-    """What a sample shares with everything that was made of the same photograph."""
-    return sample.group or sample.sha256
-
-
-def first(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """All that was made of the first photographs, by hash; all samples without a limit."""
-    kept = set(sorted({photograph(s) for s in samples})[:limit])
-    return [s for s in samples if photograph(s) in kept]
 
 
 def whole(sample: Sample) -> Picture:

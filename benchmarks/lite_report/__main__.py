@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from benchmarks.photographs import first, photograph
 
 from detector_zoo.errors import ZooError
 from detector_zoo.evaluation import datasets
@@ -51,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     made: dict[str, Sequence[Sample]] = {}
     for place in ("pairs", "edits"):
         if getattr(options, place):
-            samples = pictures.first(datasets.read(getattr(options, place), split=options.split), options.photographs)
+            samples = first(datasets.read(getattr(options, place), split=options.split), options.photographs)
             made[place] = pictures.aligned(samples, options.out / "pictures" / place)
             found[place] = scored(made[place], chosen, options.out / f"{place}.parquet")
     fusion = fused(chosen, options) if options.train else None
@@ -66,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "name": Path(options.data).resolve().name,
             "split": options.split,
             "sha256": val.sha256,
-            "photographs_of_pairs_and_edits": {k: len(set(map(pictures.photograph, v))) for k, v in made.items()},
+            "photographs_of_pairs_and_edits": {k: len(set(map(photograph, v))) for k, v in made.items()},
         },
         "detectors": [],
         "fusion": None,
@@ -75,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         say(f"figures of {one.name}")
         entry = _figures(one.name, at, val.samples, families, conditions, found, made, options)
         if "edits" in made and one.localizes:
-            entry["localization"] = maps(one, pictures.first(made["edits"], options.maps), options)
+            entry["localization"] = maps(one, first(made["edits"], options.maps), options)
         report["detectors"].append(entry | costs(one, conditions["none"]))
     if fusion is not None:
         columns = [at for at, one in enumerate(chosen) if one.fused]

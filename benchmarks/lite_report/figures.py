@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from benchmarks.photographs import photograph
 from numpy.typing import NDArray
 
 from detector_zoo.evaluation.bootstrap import Resampling, mean_of
@@ -13,7 +14,7 @@ from detector_zoo.evaluation.intervals import FEW, Metric, share
 from detector_zoo.evaluation.metrics import measure
 from detector_zoo.evaluation.samples import Sample
 
-from .pictures import CONTROL, EDITED, photograph
+from .pictures import CONTROL, EDITED
 
 Floats = NDArray[np.float64]
 NAMES = ("auroc", "average_precision", "tpr_at_fpr_1", "tpr_at_fpr_5")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from benchmarks.photographs import first
 
 from detector_zoo.errors import DatasetError
 from detector_zoo.evaluation import datasets, metrics
@@ -50,7 +51,7 @@ def fused(chosen: Sequence[Measured], options: argparse.Namespace) -> Slice:
     for name, samples in held_out(sets, learnt).items():
         grouped = any(s.group for s in samples)
         left = [s for s in samples if s.kind != pictures.CONTROL]
-        left = pictures.first(left, options.slice if grouped else None)
+        left = first(left, options.slice if grouped else None)
         if len({s.label for s in left}) == 2:
             slices[name] = (
                 pictures.aligned(left, options.out / "pictures" / f"slice-{name}") if grouped else pictures.whole(left)

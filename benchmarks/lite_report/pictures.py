@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from benchmarks.photographs import photograph
 from PIL import Image
 
 from detector_zoo.evaluation import equalise
@@ -21,17 +22,6 @@ EDITED = "-exchange"
 """Ends the kind of a local edit: outside the mask it has the photograph's own pixels."""
 CONTROL = "splice"
 """Kind of an edit with nothing generated in it."""
-
-
-def photograph(sample: Sample) -> str:
-    """What a sample shares with all that was made from the same photograph."""
-    return sample.group or sample.sha256
-
-
-def first(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """Everything that was made from the first photographs, by the hash that they go by; without limit all."""
-    kept = set(sorted({photograph(s) for s in samples})[:limit])
-    return [s for s in samples if photograph(s) in kept]
 
 
 def whole(samples: Sequence[Sample]) -> list[Sample]:
