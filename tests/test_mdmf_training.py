@@ -109,7 +109,7 @@ def same(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", ["lite", "paper"])
+@pytest.mark.parametrize("name", ["lite", "paper", "tuned"])
 def test_recipes_can_be_read(name: str) -> None:
     _, values = recipes.load(FOLDER, name)
     recipe = build(Recipe, values, name)
