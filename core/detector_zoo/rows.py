@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTS",
+    "RUN",
     "SCHEMA_VERSION",
     "Prediction",
     "check_output",
@@ -39,6 +41,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 PARTS = "part-*.parquet"
 """The files of a directory that hold its rows, in the order of their names."""
+RUN = "_run.json"
+"""The file of a directory that says what run wrote its parts, and in ``complete`` how many when it ended."""
 _METADATA_KEY = b"detector_zoo.predictions"
 _ROW_GROUP = 1_024
 _LABELS = ("", "real", "generated", "inconclusive")
@@ -184,6 +188,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
 def read(path: str | os.PathLike[str]) -> Iterator[Prediction]:
     """Read a prediction file, or a directory of parts in their order, a few rows at a time.
 
+    Of a directory that is not the whole of a run a line on standard error says so.
+
     Raises:
         DatasetError: The file is missing, not a prediction file, damaged, or of a newer version; names the line
             for JSON Lines and CSV. A directory has no parts in it.
@@ -191,8 +197,11 @@ def read(path: str | os.PathLike[str]) -> Iterator[Prediction]:
     name = printable(os.fspath(path))
     if Path(path).is_dir():
         parts = sorted(Path(path).glob(PARTS))
-        if not parts:
+        whole = _whole(Path(path), len(parts))
+        if not parts and not whole:
             raise DatasetError(f"{name}: a directory without predictions", hint=f"they are files {PARTS}")
+        if not whole:
+            print(f"{name}: rows may be missing, as no {RUN} says that a run ended with these parts", file=sys.stderr)
         for part in parts:
             yield from read(part)
         return
@@ -207,6 +216,14 @@ def read(path: str | os.PathLike[str]) -> Iterator[Prediction]:
         raise DatasetError(f"{name}: cannot be read ({printable(error.strerror or str(error))})") from error
     except ValueError as error:
         raise DatasetError(f"{name}: {printable(str(error))}") from error
+
+
+def _whole(folder: Path, parts: int) -> bool:
+    """Whether the run that wrote a directory says that it ended, with so many parts."""
+    try:
+        return bool(json.loads((folder / RUN).read_bytes())["complete"]["parts"] == parts)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _read_jsonl(path: Path) -> Iterator[Prediction]:

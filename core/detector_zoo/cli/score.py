@@ -175,15 +175,17 @@ def command(
     if calibration and threshold is not None:
         raise click.UsageError("--calibration brings a threshold: leave --threshold out")
     skipped: list[str] = []
-    loaded = load_chosen(detectors, folder, calibration, skipped, **settings)
-    for line in skipped:
-        click.echo(f"Skipped: {line}", err=True)
     if engine == "ray":
         from detector_zoo.distributed import PART_IMAGES, Cluster
 
         assert output is not None  # noqa: S101 (refused above)
-        # Every worker is to load what could be loaded here, whatever `all` stands for there.
-        names = [detector.name for detector in loaded] if "all" in detectors else detectors
+        names: Sequence[str] = detectors
+        if "all" in detectors:
+            # Every worker is to load what could be loaded here, whatever `all` stands for there; here on the CPU, as
+            # the device is the workers'.
+            here = {**settings, "device": "cpu", "precision": "fp32"}
+            names = [detector.name for detector in load_chosen(detectors, None, None, skipped, **here)]
+            _tell(skipped)
         # Absolute, as a worker may stand elsewhere.
         places = [path.absolute() if path else None for path in (folder, calibration)]
         cluster = Cluster(address=address, workers=workers, decoders=decoders, gpus=gpus_per_worker)
@@ -199,6 +201,8 @@ def command(
             resume=resume,
         )
         return
+    loaded = load_chosen(detectors, folder, calibration, skipped, **settings)
+    _tell(skipped)
     if heatmaps and not any("localize" in detector.info.capabilities for detector in loaded):
         raise ZooError("none of these detectors has a heatmap", hint="zoo list --capability localize")
 
@@ -230,6 +234,11 @@ def command(
     if errors:
         click.echo(f"{errors} of {seen} images could not be scored", err=True)
         raise SystemExit(1)
+
+
+def _tell(skipped: Sequence[str]) -> None:
+    for line in skipped:
+        click.echo(f"Skipped: {line}", err=True)
 
 
 def load_chosen(

@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from detector_zoo import __version__
 from detector_zoo.distributed import inputs
+from detector_zoo.distributed.assembly import assembled
 from detector_zoo.distributed.parts import Count, Parts, ready
 from detector_zoo.distributed.stages import Attempts, Decode, Job, Score, ScorePrepared, lister
 from detector_zoo.errors import ZooError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PART_IMAGES", "Cluster", "connected", "score"]
 
 PART_IMAGES = 1024
+_ROUNDS = 3
 _STORE_BYTES = 512 * 2**20
 _RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -94,13 +96,15 @@ def score(
         precision: Recorded; ``load`` is what applies it.
         resume: With False, parts of an earlier run are removed.
         stdin: What ``-`` reads.
-        report: Called with each piece: images scored, and a line for each one that could not be.
+        report: Called with each piece: images scored, and a line for each one that could not be. Called with none
+            and a line for each slice that is scored again, because its pieces did not fit together.
 
     Returns:
         How much the directory holds at the end, parts of earlier runs included.
 
     Raises:
-        ZooError: Ray is missing or unreachable, or a slice killed its workers again and again.
+        ZooError: Ray is missing or unreachable, or a slice killed its workers or came in pieces that do not fit
+            together again and again.
         DatasetError: The inputs cannot be listed, or the output not be written.
     """
     _require_ray(cluster)
@@ -113,24 +117,44 @@ def score(
     with ExitStack() as stack:
         parts = stack.enter_context(Parts.opened(output, settings, resume=resume))
         listed = stack.enter_context(_spooled(output, stdin)) if "-" in arguments else None
-        with open(listed or os.devnull, errors="surrogateescape") as stream:
-            next(inputs.walk(arguments, stdin=stream))  # what is wrong with the first input is told at once
+        with open(listed or os.devnull, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            next(inputs.walk(arguments, stdin=stream), None)  # what is wrong with the first input is told at once
         stack.enter_context(connected(cluster))
         shape = _shape(cluster, device)
         directory = str(Path.cwd()) if relative else None
         job = Job(load, options, directory, shape.threads, _attempts())
-        stage = lister(list(arguments), part_images, listed, directory, parts.kept)
-        total = None
-        # Closed before Ray is: what is left of a run that failed would speak to a cluster that is gone.
-        pieces = stack.enter_context(closing(_results(stage, job, shape)))
-        for number, digest, table, found in _assembled(pieces, report):
-            if table is None:
-                total = number
-            else:
-                parts.add(number, digest, table, found)
+        misfits: list[int] = []
+        for _ in range(_ROUNDS):
+            report(0, [f"slice {number}: its pieces do not fit together, it is scored again" for number in misfits])
+            stage = lister(list(arguments), part_images, listed, directory, parts.look())
+            total, misfits = _round(_results(stage, job, shape), parts, report)
+            if not misfits:
+                break
+        else:
+            raise ZooError(
+                f"the pieces of slice {misfits[0]} do not fit together after {_ROUNDS} attempts",
+                hint="what is complete is kept; run the same command to go on",
+            )
         if total is None:
             raise ZooError("the run ended before its last slice", hint="run the same command to go on")
         return parts.finish(total)
+
+
+def _round(
+    pieces: Generator[Mapping[str, Any]], parts: Parts, report: Callable[[int, Sequence[str]], None]
+) -> tuple[int | None, list[int]]:
+    """Write what comes; returns how many slices there are, and the numbers of those that came and are not complete."""
+    total, misfits = None, []
+    # Closed before Ray is: what is left of a run that failed would speak to a cluster that is gone.
+    with closing(pieces):
+        for part in assembled(pieces, report):
+            if not part.complete:
+                misfits.append(part.number)
+            elif part.total == 0:
+                total = part.number
+            else:
+                parts.add(part.number, part.digest, *part.rows())
+    return total, misfits
 
 
 def _require_ray(cluster: Cluster) -> None:
@@ -323,63 +347,3 @@ def _cause(error: BaseException) -> ZooError:
             return ZooError(str(seen), hint=seen.hint) if type(seen).__module__.startswith("ray") else seen
         seen = getattr(seen, "cause", None) or seen.__cause__
     return ZooError(f"Ray: {one_line(error)}", hint="what is scored is kept; run the same command to go on")
-
-
-@dataclass(slots=True)
-class _Assembly:
-    """A slice of which some pieces are there."""
-
-    digest: str
-    total: int = -1
-    indices: list[int] = field(default_factory=list)
-    tables: list[pa.Table] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.indices) == self.total
-
-    def table(self) -> pa.Table:
-        """The rows in the order of the images."""
-        import numpy as np
-        import pyarrow as pa
-
-        rows = pa.concat_tables(self.tables)
-        each = len(rows) // max(1, self.total)
-        order = np.argsort(np.array(self.indices, np.int64))
-        return rows.take(pa.array((order[:, None] * each + np.arange(each)).ravel()))
-
-
-def _assembled(
-    pieces: Iterator[Mapping[str, Any]], report: Callable[[int, Sequence[str]], None]
-) -> Iterator[tuple[int, str, pa.Table | None, Count]]:
-    """Whole slices: number, digest, rows, count. The last slice's number plus one comes with None for the rows."""
-    import pyarrow as pa
-
-    open_: dict[int, _Assembly] = {}
-    for piece in pieces:
-        number = piece["number"]
-        assembly = open_.setdefault(number, _Assembly(piece["digest"]))
-        with pa.ipc.open_stream(piece["rows"]) as stream:
-            table = stream.read_all()
-        assembly.indices += piece["indices"]
-        assembly.tables.append(table)
-        assembly.total = max(assembly.total, piece["total"])
-        report(len(piece["indices"]), _errors(table))
-        if assembly.complete:
-            del open_[number]
-            rows = assembly.table() if assembly.total else None
-            yield number, assembly.digest, rows, _count(rows, assembly.total)
-
-
-def _errors(table: pa.Table) -> list[str]:
-    bad = [(path, error) for path, error in zip(*(table[name].to_pylist() for name in ("path", "error")), strict=True)]
-    return list(dict.fromkeys(f"{path}: {error}" for path, error in bad if error))
-
-
-def _count(rows: pa.Table | None, images: int) -> Count:
-    if rows is None:
-        return Count()
-    import numpy as np
-
-    bad = np.array([bool(error) for error in rows["error"].to_pylist()]).reshape(images, -1).any(axis=1)
-    return Count(images, len(rows), int(bad.sum()))

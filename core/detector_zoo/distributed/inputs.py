@@ -22,8 +22,7 @@ from functools import partial
 from itertools import product
 from pathlib import PurePosixPath
 from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
-from typing import IO, Any, Self, TextIO
-from urllib.parse import urlsplit
+from typing import IO, Any, Self, TextIO, TypeVar
 
 from detector_zoo import images, sources
 from detector_zoo.errors import DatasetError, ImageError, ZooError
@@ -38,6 +37,8 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _MOST_NAMES = 10_000_000
 _ATTEMPTS = 4
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def slices(arguments: Iterable[str], size: int, stdin: TextIO | None = None) -> 
     number = 0
     pending: list[str] = []
     for name in walk(arguments, stdin=stdin):
-        archive = name.lower().endswith(_ARCHIVES)
+        archive = _is_archive(name)
         if pending and (archive or len(pending) == size):
             yield Slice(number, tuple(pending))
             number, pending = number + 1, []
@@ -106,6 +107,11 @@ def slices(arguments: Iterable[str], size: int, stdin: TextIO | None = None) -> 
             pending.append(name)
     if pending:
         yield Slice(number, tuple(pending))
+
+
+def _is_archive(name: str) -> bool:
+    # What follows the ? of a URL, such as a signature, says nothing of the file; in a path it is part of the name.
+    return (name.partition("?")[0] if is_remote(name) else name).lower().endswith(_ARCHIVES)
 
 
 def walk(arguments: Iterable[str], *, stdin: TextIO | None = None) -> Iterator[str]:
@@ -121,7 +127,19 @@ def walk(arguments: Iterable[str], *, stdin: TextIO | None = None) -> Iterator[s
     """
     for argument in arguments:
         for name in _counted(argument):
-            yield from _listed(name) if is_remote(name) else sources.walk([name], stdin=stdin)
+            yield from _listed(name) if is_remote(name) else _named(name, stdin)
+
+
+def _named(name: str, stdin: TextIO | None) -> Iterator[str]:
+    """What a local argument stands for. A folder of archives alone has no image: say how to name them."""
+    try:
+        yield from sources.walk([name], stdin=stdin)
+    except DatasetError as error:
+        for suffix in _ARCHIVES:
+            if next(glob.iglob(f"{glob.escape(name)}/*{suffix}"), None):  # noqa: PTH207 (names stay as they were given)
+                pattern = sources.printable(f"{name.rstrip('/')}/*{suffix}")
+                raise DatasetError(str(error), hint=f"name its archives: {pattern}") from error
+        raise
 
 
 def _counted(argument: str) -> Iterator[str]:
@@ -145,7 +163,7 @@ def _counted(argument: str) -> Iterator[str]:
 
 def _listed(url: str) -> Iterator[str]:
     """The files that a URL stands for."""
-    if urlsplit(url).scheme in ("http", "https"):  # cannot be listed, and ? is no pattern there
+    if url.lower().startswith(("http://", "https://")):  # cannot be listed, and ? is no pattern there
         yield url
         return
     import fsspec
@@ -167,7 +185,9 @@ def _listed(url: str) -> Iterator[str]:
         for name in found:
             empty = False
             yield url if name == path else str(system.unstrip_protocol(name))
-    except (OSError, ValueError) as error:
+    except ZooError:
+        raise
+    except Exception as error:  # see `_retried`
         raise DatasetError(f"{where}: cannot be listed ({one_line(error)})") from error
     if empty:
         raise DatasetError(f"{where}: no image there")
@@ -209,8 +229,12 @@ def _checked(name: str, data: bytes) -> bytes:
     return data
 
 
-def _retried(url: str, read: Callable[[], bytes]) -> bytes:
-    """Read, and read again where it fails for a reason that may pass."""
+def _retried(url: str, read: Callable[[], Content]) -> Content:
+    """Read or open, and do it again where it fails for a reason that may pass.
+
+    Raises:
+        ImageError: It failed four times, or the file is missing or forbidden.
+    """
     name = sources.printable(url)
     for attempt in range(_ATTEMPTS):
         try:
@@ -237,7 +261,12 @@ def _members(archive: str) -> Iterator[Source]:
                 if _is_image(member):
                     yield _member(f"{archive}::{member.name}", tar, member)
                     count += 1
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+    except ImageError as error:  # it could not be opened
+        yield _failed(archive, str(error).removeprefix(f"{sources.printable(archive)}: "))
+    except Exception as error:
+        # Of a local file nothing else is the file's fault; for a remote one see `_retried`.
+        if not (is_remote(archive) or isinstance(error, OSError | tarfile.TarError | EOFError | ValueError)):
+            raise
         cause = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         yield _failed(archive, f"the archive cannot be read after {count} images ({cause})")
     else:
@@ -284,5 +313,8 @@ def _opened(archive: str) -> IO[bytes]:
         return open(archive, "rb")
     import fsspec
 
-    stream: IO[bytes] = fsspec.open(archive, "rb").open()
-    return stream
+    def read() -> IO[bytes]:
+        stream: IO[bytes] = fsspec.open(archive, "rb").open()
+        return stream
+
+    return _retried(archive, read)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from detector_zoo.errors import DatasetError
 from detector_zoo.predictions import sync_directory
-from detector_zoo.rows import PARTS
+from detector_zoo.rows import PARTS, RUN
 from detector_zoo.sources import printable
 
 if sys.platform != "win32":
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Count", "Parts", "ready"]
 
-_RUN = "_run.json"
 _NAME = re.compile(r"part-(\d{8,})-([0-9a-f]{16})\.parquet")
 _KEY = b"detector_zoo.part"
 
@@ -67,7 +66,7 @@ def ready(folder: Path) -> None:
         raise DatasetError(f"{name}: --engine ray writes a directory of Parquet files", hint="for example -o scores/")
     if folder.exists() and not folder.is_dir():
         raise DatasetError(f"{name}: a file, not a directory", hint="--engine ray writes a directory of Parquet files")
-    if folder.is_dir() and not (folder / _RUN).exists() and any(folder.iterdir()):
+    if folder.is_dir() and not (folder / RUN).exists() and any(folder.iterdir()):
         raise DatasetError(f"{name}: a directory that holds something else", hint="name a new or an empty one")
 
 
@@ -83,7 +82,7 @@ class Parts:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
         self.kept: dict[int, str] = {}
-        """Digests of the slices that are there already, by their numbers."""
+        """Digests of the slices that were there when last looked, by their numbers."""
 
     @classmethod
     @contextmanager
@@ -123,7 +122,7 @@ class Parts:
     def _begin(self, resume: bool) -> None:
         for left in self.folder.glob(".part-*.partial"):
             left.unlink()
-        earlier = _read_run(self.folder / _RUN)
+        earlier = _read_run(self.folder / RUN)
         if not resume:
             for _, path in self._found():
                 path.unlink()
@@ -133,8 +132,13 @@ class Parts:
                 f"{printable(str(self.folder))}: the parts in it were made with other {other}",
                 hint="name another directory, or begin anew with --no-resume",
             )
-        self._write(self.folder / _RUN, json.dumps({"settings": self.settings}, indent=2).encode())
+        self._write(self.folder / RUN, json.dumps({"settings": self.settings}, indent=2).encode())
+        self.look()
+
+    def look(self) -> Mapping[int, str]:
+        """Find what is there; returns `kept`."""
         self.kept = {number: path.name[-24:-8] for number, path in self._found()}
+        return self.kept
 
     def _found(self) -> Iterator[tuple[int, Path]]:
         for path in sorted(self.folder.glob(PARTS)):
@@ -184,8 +188,14 @@ class Parts:
             The count of all parts, those of earlier runs included.
 
         Raises:
-            DatasetError: A part is missing, or cannot be read.
+            DatasetError: A part is missing, or cannot be read; or there are parts and no slices.
         """
+        if self.kept and not total:
+            # More likely a list that could not be made than the wish to throw all of it away.
+            raise DatasetError(
+                f"{printable(str(self.folder))}: there are parts of an earlier run, and nothing to score",
+                hint="--no-resume removes them",
+            )
         count, numbers = Count(), set()
         for number, path in self._found():
             if number >= total:
@@ -196,9 +206,7 @@ class Parts:
         if missing := total - len(numbers):
             raise DatasetError(f"{printable(str(self.folder))}: {missing} of {total} parts are missing")
         complete = {"parts": total, **asdict(count)}
-        self._write(
-            self.folder / _RUN, json.dumps({"settings": self.settings, "complete": complete}, indent=2).encode()
-        )
+        self._write(self.folder / RUN, json.dumps({"settings": self.settings, "complete": complete}, indent=2).encode())
         return count
 
 

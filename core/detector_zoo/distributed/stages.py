@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from detector_zoo.distributed.inputs import Slice, is_remote, open_slice, slices
+from detector_zoo.distributed.ordered import in_order
 from detector_zoo.errors import ZooError
 from detector_zoo.rows import to_table
-from detector_zoo.scoring import Item, Options, prepare, run, score_prepared
+from detector_zoo.scoring import Item, Options, Source, prepare, run, score_prepared
 from detector_zoo.sources import printable
 
 if TYPE_CHECKING:
@@ -55,32 +57,43 @@ class Job:
     threads: int
     attempts: Any
 
-    def begin(self, part: Slice) -> None:
-        """Count an attempt at a slice.
+    @contextmanager
+    def attempt(self, work: Hashable, names: Sequence[str]) -> Iterator[None]:
+        """Count an attempt at some work until it is done.
+
+        Args:
+            work: What it is known by in every process.
+            names: Its images; without any, nothing is counted.
 
         Raises:
-            ZooError: There were too many: something in the slice kills the process that looks at it.
+            ZooError: There were too many: one of the images kills the process that looks at it.
         """
         import ray
 
-        if ray.get(self.attempts.begin.remote(part.number)) > _ATTEMPTS:
-            first, last = printable(part.names[0]), printable(part.names[-1])
+        if names and ray.get(self.attempts.begin.remote(work)) > _ATTEMPTS:
+            first, last = printable(names[0]), printable(names[-1])
             raise ZooError(
                 f"workers died {_ATTEMPTS} times at one of {first} ... {last}",
                 hint="what is scored is kept; find the file with --engine local, and leave it out",
             )
+        yield
+        self.attempts.done.remote(work)
 
 
 class Attempts:
-    """Counts, for all workers, how often each slice was begun. Ray begins one again for ever where a worker dies."""
+    """Counts, for all workers, how often work was begun. Ray begins it again for ever where a worker dies."""
 
     def __init__(self) -> None:
-        self.begun: Counter[int] = Counter()
+        self.begun: Counter[Hashable] = Counter()
 
-    def begin(self, number: int) -> int:
+    def begin(self, work: Hashable) -> int:
         """Once more; how often that makes."""
-        self.begun[number] += 1
-        return self.begun[number]
+        self.begun[work] += 1
+        return self.begun[work]
+
+    def done(self, work: Hashable) -> None:
+        """Forget it: there may be millions."""
+        self.begun.pop(work, None)
 
 
 def lister(
@@ -178,16 +191,16 @@ class Score(_Worker):
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Score a slice, or several."""
         for part in _slices(table):
-            self.job.begin(part)
-            scored: list[tuple[int, Sequence[Prediction]]] = []
-            total = 0
-            for rows in run(open_slice(part), self.detectors, _options(self.job, part)):
-                scored.append((total, rows))
-                total += 1
-                if len(scored) == _PIECE:
-                    yield _piece(part, scored)
-                    scored = []
-            yield _piece(part, scored, total)
+            with self.job.attempt(part.number, part.names):
+                scored: list[tuple[int, Sequence[Prediction]]] = []
+                total = 0
+                for rows in run(open_slice(part), self.detectors, _options(self.job, part)):
+                    scored.append((total, rows))
+                    total += 1
+                    if len(scored) == _PIECE:
+                        yield _piece(part, scored)
+                        scored = []
+                yield _piece(part, scored, total)
 
 
 class Decode(_Worker):
@@ -200,17 +213,40 @@ class Decode(_Worker):
     def __call__(self, table: pa.Table) -> Iterator[dict[str, Any]]:
         """Decode a slice, or several."""
         for part in _slices(table):
-            self.job.begin(part)
-            pack: list[Item] = []
-            size = total = 0
-            for item in prepare(open_slice(part), self.detectors, _options(self.job, part)):
-                total += 1
-                pack.append(item)
-                size += sum(getattr(prepared, "nbytes", 0) for prepared in item.inputs.values())
-                if size >= _PACK_BYTES or len(pack) == _PIECE:
-                    yield _pack(part, pack)
-                    pack, size = [], 0
-            yield _pack(part, pack, total)
+            with self.job.attempt(part.number, part.names):
+                pack: list[Item] = []
+                size = total = 0
+                for item in _prepared(part, self.detectors, _options(self.job, part)):
+                    total += 1
+                    pack.append(item)
+                    size += _size(item)
+                    if size >= _PACK_BYTES or len(pack) == _PIECE:
+                        yield _pack(part, pack)
+                        pack, size = [], 0
+                yield _pack(part, pack, total)
+
+
+def _prepared(part: Slice, detectors: Sequence[LoadedDetector], options: Options) -> Iterator[Item]:
+    """A slice's images, prepared, in their order.
+
+    Of a task that runs again Ray drops as many packs as it has; so they have to be cut alike, whatever thread is first.
+    """
+    alone = replace(options, workers=0)
+
+    def one(job: tuple[int, str | Source]) -> tuple[Item, int]:
+        index, source = job
+        (item,) = prepare([source], detectors, alone)
+        item.index = index
+        return item, _size(item)
+
+    jobs = enumerate(open_slice(part))
+    return in_order(jobs, one, workers=max(1, options.workers), ahead=options.batch_size, limit=options.memory)
+
+
+def _size(item: Item) -> int:
+    """Bytes of what is prepared; where that is no tensor, of the image's pixels."""
+    pixels = 3 * item.facts.get("width", 0) * item.facts.get("height", 0)
+    return sum(getattr(prepared, "nbytes", pixels) for prepared in item.inputs.values())
 
 
 def _pack(part: Slice, items: list[Item], total: int = -1) -> dict[str, Any]:
@@ -227,4 +263,6 @@ class ScorePrepared(_Worker):
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Iterator[pa.Table]:
         """Score a pack, or several."""
         for part, items, total in batch["pack"]:
-            yield _piece(part, list(score_prepared(items, self.detectors, self.job.options)), total)
+            work = (part.number, items[0].index if items else total)
+            with self.job.attempt(work, [item.path for item in items]):
+                yield _piece(part, list(score_prepared(items, self.detectors, self.job.options)), total)
