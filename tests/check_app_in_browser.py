@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Route, expect, sync_playwright
 
 from detector_zoo.app import server
 from detector_zoo.app.analysis import Analyst
+from detector_zoo.app.answers import Analysis
 from detector_zoo.app.options import Options
 
 from conftest import photo
@@ -187,6 +188,52 @@ def test_an_example_and_fewer_detectors(visit: Visit, analyst: Analyst) -> None:
     page.wait_for_selector(f'.zoo-verdict[data-detector="{left_out}"]')
 
 
+def test_the_last_picture_given_counts(
+    visit: Visit, analyst: Analyst, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another one comes while the first is looked at, and again while the first is on its way to the server."""
+    page, analyse = visit.page, analyst.analyse
+    begun, last_is_shown, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def held_up(data: bytes, name: str, *rest: object) -> Analysis:
+        if name != "real_1.jpg":
+            return analyse(data, name, *rest)
+        begun.set()
+        assert last_is_shown.wait(120)
+        try:
+            return analyse(data, name, *rest)
+        finally:
+            ended.set()
+
+    def is_shown(name: str) -> None:
+        page.wait_for_timeout(1500)  # in which the other's answer would come
+        expect(page.locator("#zoo-picture [role=status]")).to_contain_text(name)
+        visit.analysed(name)
+        with page.expect_download() as download:
+            page.click("#zoo-export")
+        download.value.save_as(tmp_path / "saved.json")
+        assert json.loads(tmp_path.joinpath("saved.json").read_text("utf-8"))["name"] == name
+
+    monkeypatch.setattr(analyst, "analyse", held_up)
+    visit.give(EXAMPLES / "real_1.jpg")
+    assert begun.wait(120)
+    visit.give(EXAMPLES / "real_4.jpg")
+    visit.analysed("real_4.jpg")
+    last_is_shown.set()
+    assert ended.wait(120)
+    is_shown("real_4.jpg")
+    page.wait_for_selector(".zoo-heat")
+
+    held: list[Route] = []
+    page.route("**/gradio_api/upload*", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_request("**/gradio_api/upload*"):
+        visit.give(EXAMPLES / "real_3.jpg")
+    visit.give(EXAMPLES / "real_2.jpg")
+    visit.analysed("real_2.jpg")
+    held[0].continue_()
+    is_shown("real_2.jpg")
+
+
 def test_the_exchange(visit: Visit, analyst: Analyst) -> None:
     page = visit.page
     page.get_by_role("tab", name="An edit and its original").click()
@@ -220,6 +267,13 @@ def test_a_bad_file_gives_a_message_and_the_next_is_scored(visit: Visit, tmp_pat
     expect(alert).to_contain_text("bomb.png")
     visit.give({"name": "large.png", "mimeType": "image/png", "buffer": bytes(LIMIT + 1)})
     expect(page.locator("#zoo-picture [role=status]")).to_contain_text("larger than the limit of 2.0 MB")
+    full = json.dumps({"error": {"type": "InsufficientStorage", "message": "no room", "hint": None}})
+    page.route("**/gradio_api/upload*", lambda route: route.fulfill(status=507, body=full))
+    visit.give(EXAMPLES / "real_4.jpg")
+    status = page.locator("#zoo-picture [role=status]")
+    expect(status).to_have_text("real_4.jpg could not be uploaded: no room")
+    page.unroute("**/gradio_api/upload*")
+    visit.said = [line for line in visit.said if "507" not in line]  # which the browser reports
     visit.give(EXAMPLES / "real_4.jpg")
     visit.analysed("real_4.jpg")
 

@@ -146,6 +146,25 @@ def test_what_is_no_request_is_refused(
     refused(client.post(path, content=content, headers=headers), kind, text)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/nope", "NotFound"),
+        ("GET", "", "NotFound"),
+        ("POST", "/score/", "NotFound"),
+        ("GET", "/score", "MethodNotAllowed"),
+        ("PUT", "/score", "MethodNotAllowed"),
+        ("POST", "/openapi.json", "MethodNotAllowed"),
+    ],
+)
+def test_what_is_no_path_is_refused(client: httpx.Client, method: str, path: str, kind: str) -> None:
+    answer = client.request(method, f"{client.base_url}".rstrip("/") + path)
+    refused(answer, kind, f"{method} /api/v1{path}")
+    if kind == "MethodNotAllowed":
+        assert answer.headers["allow"] == {"/score": "POST", "/openapi.json": "GET, HEAD"}[path]
+    assert client.head("/health").status_code == 405
+
+
 def test_fields_are_checked(client: httpx.Client) -> None:
     refused(client.post("/score", files={"picture": jpeg()}), "InvalidRequest", "file: Field required")
     refused(client.post("/score", data={"file": "no file"}, files={"x": b""}), "InvalidRequest", "file")
@@ -155,6 +174,10 @@ def test_fields_are_checked(client: httpx.Client) -> None:
     refused(answer, "InvalidRequest", "Too many fields")
     answer = client.post("/heatmap", files={"file": jpeg()}, data={"detector": "dummy", "opacity": "2"})
     refused(answer, "InvalidRequest", "opacity")
+    long = client.post("/score", files={"file": jpeg()}, data={"detector": "y" * 1025})
+    refused(long, "InvalidRequest", "maximum size of 1KB")
+    most = client.post("/score", files={"file": jpeg()}, data={"detector": "y" * 1024})
+    refused(most, "UnknownDetectorError", "yyy")
 
 
 def test_more_than_the_limit_is_refused(client: httpx.Client) -> None:

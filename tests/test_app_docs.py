@@ -21,7 +21,9 @@ import pytest
 import yaml
 
 from detector_zoo.app.guard import OPEN
+from detector_zoo.app.limits import BODY_SECONDS
 from detector_zoo.app.options import Options
+from detector_zoo.app.uploads import CLEAN_AFTER, CLEAN_EVERY, LARGEST_UPLOADS
 from detector_zoo.cli import main
 from detector_zoo.cli.app import AUTH
 from test_docs import BLOCK, agrees, commands
@@ -117,6 +119,24 @@ def test_figures_are_the_defaults() -> None:
         f"`--queue` ({plain.queue})",
     ):
         assert words in TEXT
+
+
+def test_what_is_kept_is_as_long_and_as_much() -> None:
+    """The page, and what the server's own page and the Space say of it."""
+    assert (CLEAN_AFTER, 2 * BODY_SECONDS + CLEAN_EVERY) == (3600, 300)
+    kept = TEXT.partition("## What it keeps\n")[2]
+    assert "deleted after an hour at the latest" in kept
+    assert "after five minutes" in kept
+    room = LARGEST_UPLOADS * Options().max_upload
+    assert f"room for {LARGEST_UPLOADS} uploads of `--max-upload` ({room / 1e9:.0f} GB)" in kept
+    assert "for an hour at the latest" in ROOT.joinpath("space", "README.md").read_text("utf-8")
+
+
+def test_a_limit_of_uploads_is_told_in_words_that_fit() -> None:
+    command = main.get_command(click.Context(main), "app")
+    assert command is not None
+    with pytest.raises(click.BadParameter, match=r"'5' is less than 1MB$"):
+        command.make_context("app", ["--max-upload", "5"])
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 
 from detector_zoo.app import limits
 from detector_zoo.app.guard import Guard
@@ -135,6 +136,13 @@ def test_an_applications_own_failure_is_not_covered_up() -> None:
         Client().ask(BodyLimit(broken, 100))
 
 
+def test_a_client_that_leaves_is_no_failure() -> None:
+    async def left(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ClientDisconnect
+
+    assert Client().ask(BodyLimit(left, 100)).sent == []
+
+
 def test_beyond_the_places_requests_are_told_to_come_back() -> None:
     most = running = 0
 
@@ -202,7 +210,9 @@ def test_behind_a_login_any_name_will_do() -> None:
     assert ask(host="zoo.example", authorization=login).status == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860", "http://[bad"]
+)
 def test_other_sites_pages_get_no_answer(origin: str) -> None:
     assert guarded()(origin=origin).status == 403
 

@@ -123,15 +123,35 @@ def test_many_uploads_at_once_are_not_mixed_up(server: Server) -> None:
     assert max(memory) - memory[0] < 120_000_000
 
 
-def test_a_large_upload_is_refused_and_not_kept(server: Server) -> None:
-    def part(megabytes: int) -> Iterator[bytes]:
-        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
-        for _ in range(megabytes):
-            yield b"\0" * 1_000_000
+FORM = {"content-type": "multipart/form-data; boundary=x"}
 
-    form = {"content-type": "multipart/form-data; boundary=x"}
+
+def part(megabytes: int) -> Iterator[bytes]:
+    """The begin of a form with one file."""
+    yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    for _ in range(megabytes):
+        yield b"\0" * 1_000_000
+
+
+def leave(url: str, folder: Path) -> None:
+    """Begin an upload, go away when some of it is in the folder, and wait until it is not."""
+    address = httpx.URL(url)
+    head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc.decode()}\r\nContent-Length: 9000000\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in FORM.items())
+    before, until = set(folder.iterdir()), time.monotonic() + 60
+    with socket.create_connection((address.host, address.port or 80)) as client:
+        client.sendall(head.encode() + b"\r\n" + b"".join(part(3)))
+        while set(folder.iterdir()) == before:
+            assert time.monotonic() < until, "nothing is written: is the folder gradio's?"
+            time.sleep(0.05)
+    while set(folder.iterdir()) != before:
+        assert time.monotonic() < until, "it stays"
+        time.sleep(0.05)
+
+
+def test_a_large_upload_is_refused_and_not_kept(server: Server) -> None:
     with watched(server) as memory:
-        for headers in (form, {**form, "content-length": "500000000"}):
+        for headers in (FORM, {**FORM, "content-length": "500000000"}):
             answer = httpx.post(f"{server.url}/api/v1/score", content=part(500), headers=headers, timeout=60)
             assert answer.status_code == 413
             assert answer.json()["error"]["type"] == "TooLarge"
@@ -225,5 +245,22 @@ def test_uploads_to_the_page_are_kept_in_a_folder_that_goes(tmp_path: Path) -> N
         other = httpx.post(upload, files={"files": jpeg()}, headers={"origin": "http://evil.example"}, timeout=60)
         assert other.status_code == 403
         assert len(folders(tmp_path)) == 1
+        # The page behind it leaves the interface's paths alone.
+        for method, path, status, kind in (
+            ("GET", "nope", 404, "NotFound"),
+            ("POST", "nope", 404, "NotFound"),
+            ("GET", "score", 405, "MethodNotAllowed"),
+        ):
+            refused = httpx.request(method, f"{server.url}/api/v1/{path}", timeout=60)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (status, kind)
+        assert httpx.head(f"{server.url}/api/v1/health", timeout=60).status_code == 405
+        # What is over the limit, and what a client leaves that goes away, is not kept.
+        over = httpx.post(upload, content=part(40), headers=FORM, timeout=60)
+        assert (over.status_code, over.json()["error"]["type"]) == (413, "TooLarge")
+        leave(upload, Path(kept).parents[1])
+        assert httpx.get(server.url, headers={"origin": "http://[bad"}, timeout=60).status_code == 403
+        assert [path for path in tmp_path.glob("zoo-app-*/**/*") if path.is_file()] == [Path(kept)]
+        server.process.terminate()
+        assert server.process.communicate(timeout=60)[1] == "Detectors: dummy\n"
     assert server.process.returncode == 128 + signal.SIGTERM
     assert folders(tmp_path) == []

@@ -115,13 +115,18 @@ def test_nothing_calls_out() -> None:
 def test_what_is_laid_out(laid_out: page.Page) -> None:
     blocks = laid_out.blocks
     assert not blocks.analytics_enabled
-    assert blocks.delete_cache == (page.CLEAN_EVERY, page.CLEAN_AFTER)
+    assert blocks.delete_cache is None  # `detector_zoo.app.uploads` cleans
     handlers = [fn for fn in blocks.fns.values() if fn.fn is not None]
     assert {fn.api_visibility for fn in handlers} == {"private"}
     work = [fn for fn in handlers if fn.concurrency_id == "work"]
     assert len(work) >= 6
     assert {fn.concurrency_limit for fn in work} == {Options().concurrency}
     assert laid_out.chosen.value == ["dummy"]
+    # Of a file that comes while another is looked at, "once" would send nothing, "always_last" the other's path again.
+    uploads = [fn for fn in handlers if any(event == "upload" for _, event in fn.targets)]
+    assert [fn.trigger_mode for fn in uploads] == ["multiple"] * 4
+    chosen = [fn for fn in handlers if any(event == "input" for _, event in fn.targets)]
+    assert [fn.trigger_mode for fn in chosen] == ["always_last"]
 
 
 def test_a_picture_from_upload_to_export(laid_out: page.Page, analyst: Analyst, tmp_path: Path) -> None:
@@ -140,15 +145,78 @@ def test_a_picture_from_upload_to_export(laid_out: page.Page, analyst: Analyst, 
     heat = laid_out.draw(session, "dummy")[laid_out.heat]
     assert len(Strict(heat).found("img")) == 2
     assert all(image["alt"] for image in Strict(heat).found("img"))
-    washed = laid_out.wash(session, ["dummy"])
+    washed = laid_out.wash(session)
     assert "JPEG, quality 75" in washed[laid_out.laundered]
     for html, laundering in ((shown[laid_out.export], None), (washed[laid_out.export], 4)):
-        (link,) = Strict(html).found("a")
-        assert link["download"] == "picture.zoo.json"
-        saved = json.loads(base64.b64decode((link["href"] or "").partition(",")[2]))
+        assert Strict(html).found("a")[0]["download"] == "picture.zoo.json"
+        saved = exported(html)
         assert saved["verdicts"] == expected.to_dict()["verdicts"]
         assert saved["sha256"] == expected.sha256
         assert (saved["laundering"] and len(saved["laundering"])) == laundering
+
+
+def exported(html: str) -> dict[str, Any]:
+    """What a link to save the results holds."""
+    (link,) = Strict(html).found("a")
+    saved: dict[str, Any] = json.loads(base64.b64decode((link["href"] or "").partition(",")[2]))
+    return saved
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answered", "failed"])
+@pytest.mark.parametrize("work", ["analyse", "launder", "heatmap"])
+def test_two_pictures_of_one_session_are_not_mixed_up(
+    laid_out: page.Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, fails: bool
+) -> None:
+    """The second is given while something is computed for the first."""
+    session, after = page.Session(), {}
+    first = upload(laid_out, tmp_path, encoded(photo(90, 80, 1), "PNG"), "first.png")
+    second = upload(laid_out, tmp_path, encoded(photo(90, 80, 2), "PNG"), "second.png")
+    if work != "analyse":
+        laid_out.take(session, ["dummy"], first)
+    real = getattr(laid_out.analyst, work)
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(laid_out.analyst, work, real)
+        found = real(*given, **named)
+        after.update(laid_out.take(session, ["dummy"], second))
+        if fails:
+            raise ImageError("first.png is damaged")
+        return found
+
+    monkeypatch.setattr(laid_out.analyst, work, meanwhile)
+    asks = {
+        "analyse": (laid_out.guarded(laid_out.take, laid_out.verdicts), ["dummy"], first),
+        "launder": (laid_out.guarded(laid_out.wash, laid_out.laundered),),
+        "heatmap": (laid_out.guarded(laid_out.draw, laid_out.heat), "dummy"),
+    }
+    handler, *values = asks[work]
+    shown = handler(session, *values)
+    assert list(shown.values()) == [gradio.skip()]
+    assert "second.png" in after[laid_out.verdicts]
+    assert session.view is not None
+    assert session.view.picture.name == "second.png"
+    washed = exported(laid_out.wash(session)[laid_out.export])
+    assert washed["name"] == "second.png"
+    assert washed["laundering"] == laid_out.analyst.launder(Path(second.path).read_bytes()).to_dict()["rows"]
+
+
+def test_the_detectors_of_what_is_shown_are_asked_again(
+    laid_out: page.Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = page.Session()
+    laid_out.take(session, ["dummy"], upload(laid_out, tmp_path, encoded(photo(90, 80), "PNG")))
+    asked: list[Any] = []
+    launder = laid_out.analyst.launder
+
+    def noted(data: bytes, detectors: Any = None, **named: Any) -> Launderings:
+        asked.append(detectors)
+        return launder(data, detectors, **named)
+
+    monkeypatch.setattr(laid_out.analyst, "launder", noted)
+    laid_out.wash(session)
+    assert asked == [["dummy"]]
+    (fn,) = [fn for fn in laid_out.blocks.fns.values() if getattr(fn.fn, "__name__", "") == "wash"]
+    assert fn.inputs == [laid_out.session]
 
 
 def test_the_exchange(laid_out: page.Page, analyst: Analyst, tmp_path: Path) -> None:
@@ -163,6 +231,8 @@ def test_the_exchange(laid_out: page.Page, analyst: Analyst, tmp_path: Path) -> 
         event = upload(laid_out, tmp_path, data, f"{number}.png")
         button = laid_out.placing(str(zone.elem_id))(session, event)[laid_out.exchange]
         assert button.interactive if number == 2 else button == gradio.skip()
+    with pytest.raises(ZooError, match="no detector is chosen"):
+        laid_out.swap(session, [])
     found = Strict(laid_out.swap(session, ["dummy"])[laid_out.exchanged])
     expected = analyst.exchange(*files)
     for (verdict,) in (expected.original, expected.edited, expected.exchanged):
@@ -195,7 +265,10 @@ def test_what_goes_wrong_is_shown(laid_out: page.Page, tmp_path: Path, caplog: p
     assert shown.tags[0][1]["role"] == "alert"
     assert "page.png" in shown.text
     assert bad[laid_out.more].visible is False
-    assert session.found is None
+    assert session.view is not None
+    assert session.view.found is None
+    with pytest.raises(ImageError, match="there is no picture yet"):
+        laid_out.wash(session)
     assert laid_out.draw(session, "dummy")[laid_out.heat] == gradio.skip()
     assert "tick at least one" in take(session, [], upload(laid_out, tmp_path, b"", "x.png"))[laid_out.verdicts]
     unknown = take(session, ["no<b>"], upload(laid_out, tmp_path, encoded(photo(), "PNG")))[laid_out.verdicts]

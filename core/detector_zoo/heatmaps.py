@@ -11,6 +11,9 @@ from PIL import Image
 
 from detector_zoo.errors import ZooError
 
+_AT_A_TIME = 65536
+"""Pixels that `overlay` blends at a time: its intermediate values take some 70 bytes each."""
+
 
 def target(folder: Path, path: str, sha256: str, detector: str) -> Path:
     """Where an overlay goes: the image's own name for people, its hash so that two names cannot collide."""
@@ -32,10 +35,15 @@ def overlay(image: Image.Image, heat: NDArray[np.float32], opacity: float = 0.6)
         opacity: Of the colour at full evidence, in [0, 1].
     """
     low, high = np.percentile(heat, [1, 99])
-    strength = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None] * opacity
-    grey = np.asarray(image.convert("L"), np.float32)[..., None]
     red = np.array([230.0, 30.0, 20.0], np.float32)
-    return Image.fromarray(np.clip(grey * (1 - strength) + red * strength + 0.5, 0, 255).astype(np.uint8))
+    blended = np.empty((image.height, image.width, 3), np.uint8)
+    values, greys, pixels = heat.reshape(-1, 1), np.asarray(image.convert("L")).reshape(-1, 1), blended.reshape(-1, 3)
+    for start in range(0, len(pixels), _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        strength = np.clip((values[part] - low) / max(high - low, 1e-12), 0, 1) * opacity
+        grey = greys[part].astype(np.float32)
+        pixels[part] = np.clip(grey * (1 - strength) + red * strength + 0.5, 0, 255).astype(np.uint8)
+    return Image.fromarray(blended)
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -20,11 +20,12 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.routing import Route
 
 from detector_zoo import __version__, heatmaps
 from detector_zoo.app.analysis import PERTURBATIONS, Analyst
 from detector_zoo.app.options import Options
-from detector_zoo.app.problems import Problem, problem_of
+from detector_zoo.app.problems import Problem, Receive, Scope, Send, problem_of
 from detector_zoo.errors import ZooError
 from detector_zoo.evaluation.perturbations import GRID
 from detector_zoo.plain import one_line
@@ -36,7 +37,9 @@ LAUNDERINGS = tuple(spec for spec in GRID if not spec.endswith(":1.5"))
 """Perturbations that a client may ask for: those of the audit's grid that make a picture no larger."""
 MAX_LAUNDERINGS = 8
 
-_MAX_FILES, _MAX_FIELDS, _FIELD_BYTES = 3, 64, 1000
+_MAX_FILES, _MAX_FIELDS = 3, 64
+_FIELD_BYTES = 1024
+"""A whole number of kilobytes: in those Starlette's message tells it."""
 
 _T = TypeVar("_T")
 
@@ -88,9 +91,31 @@ class _Route(APIRoute):
         return with_form
 
 
+class _Rest:
+    """What is left of the interface's paths: refused here, because a page that is mounted behind has other forms.
+
+    Args:
+        methods: Known paths, with the methods that they take.
+    """
+
+    def __init__(self, methods: Mapping[str, Collection[str]]) -> None:
+        self.methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if (allowed := self.methods.get(scope["path"])) is None:
+            raise HTTPException(404)
+        raise HTTPException(405, headers={"allow": ", ".join(sorted(allowed))})
+
+
 def install(app: Any, analyst: Analyst, options: Options) -> None:
     """Add the routes, and answers of one form for whatever goes wrong, to a FastAPI application."""
-    app.include_router(_router(analyst, options))
+    router = _router(analyst, options)
+    routes = [route for route in (*app.routes, *router.routes) if isinstance(route, Route)]
+    app.include_router(router)
+    app.add_route(
+        f"{PREFIX}{{rest:path}}", _Rest({route.path: route.methods or () for route in routes}), include_in_schema=False
+    )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
 

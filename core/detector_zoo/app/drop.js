@@ -6,12 +6,20 @@ const status = zone.querySelector("[role=status]");
 const picture = zone.querySelector("img");
 const limit = Number(zone.dataset.limit);
 let shown = null;
+let given = 0;
 
 function size(bytes) {
   return bytes < 1e6 ? Math.max(1, Math.round(bytes / 1e3)) + " kB" : (bytes / 1e6).toFixed(1) + " MB";
 }
 
+function reason(error) {
+  // Gradio puts its own words in front of the server's refusal, which is JSON.
+  const refusal = /\{"error": \{.*\}\}/s.exec(error.message || error);
+  return refusal ? JSON.parse(refusal[0]).error.message : error.message || error;
+}
+
 async function take(file, pasted) {
+  const turn = ++given;
   if (shown) URL.revokeObjectURL(shown);
   shown = URL.createObjectURL(file);
   picture.src = shown;
@@ -25,10 +33,12 @@ async function take(file, pasted) {
   status.textContent = "Uploading " + file.name + " …";
   try {
     const stored = await upload(file);
+    if (turn !== given) return;  // another has been given while this one was on its way
     status.textContent = (pasted ? "Pasted: " : "") + file.name + ", " + size(file.size);
     trigger("upload", {path: stored.path, name: file.name, pasted: pasted});
   } catch (error) {
-    status.textContent = file.name + " could not be uploaded: " + (error.message || error);
+    if (turn !== given) return;
+    status.textContent = file.name + " could not be uploaded: " + reason(error);
   }
 }
 

@@ -89,7 +89,7 @@ class Guard:
             if self.options.loopback and not _is_here(host):
                 return Problem("Forbidden", "the Host header does not name this machine", hint="use http://127.0.0.1")
             origin = headers.get(b"origin")
-            if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+            if origin is not None and not _is_of(origin.decode("latin-1"), host):
                 return Problem("Forbidden", "requests from another site's page are not answered")
         if self._login is not None and scope["path"] not in OPEN and not self._logged_in(headers):
             challenge = {"www-authenticate": 'Basic realm="detector zoo", charset="UTF-8"'}
@@ -109,6 +109,13 @@ class Guard:
 
 def _digest(login: bytes) -> bytes:
     return hashlib.sha256(login).digest()
+
+
+def _is_of(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
 
 
 def _is_here(host: str) -> bool:

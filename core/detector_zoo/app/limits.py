@@ -43,6 +43,7 @@ class BodyLimit:
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         import anyio
+        from starlette.requests import ClientDisconnect
 
         seen = 0
         complete = started = False
@@ -77,8 +78,9 @@ class BodyLimit:
         try:
             await self.app(scope, counting, unless_refused)
         # Whatever the application makes of it: what counts is that the body is refused.
-        except Exception:
-            if problem is None:
+        except Exception as error:
+            # A client that left while it sent is no failure, and nobody is there to be told.
+            if problem is None and not isinstance(error, ClientDisconnect):
                 raise
         if problem is not None and not started:
             await refuse(send, problem, receive)

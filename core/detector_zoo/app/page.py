@@ -7,7 +7,8 @@ because a verdict on an axis is none of gradio's components.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -17,6 +18,7 @@ import gradio as gr
 
 from detector_zoo.app import pictures, render
 from detector_zoo.app.options import Options
+from detector_zoo.app.uploads import CLEAN_AFTER
 from detector_zoo.app.zones import block, drop_zone, example_buttons, exchange_button
 from detector_zoo.errors import ImageError, ZooError
 
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     from detector_zoo.app.answers import Analysis, Launderings
 
 __all__ = ["build", "mounting"]
-
-CLEAN_EVERY, CLEAN_AFTER = 60, 3600
-"""Seconds: how often uploads are looked through, and how long one is kept."""
 
 INTRODUCTION = """# Detector zoo
 Several detectors of AI-generated images look at one picture. All of them can be wrong, and none can prove where a
@@ -56,25 +55,65 @@ Updates = dict[Any, Any]
 """New values by component."""
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An upload.
+
+    Attributes:
+        path: The file.
+        name: As its owner calls it.
+        pasted: Whether it came out of the clipboard.
+    """
+
+    path: str
+    name: str
+    pasted: bool
+
+
+@dataclass(slots=True)
+class View:
+    """One look at a picture; every new one is a `View` of its own, so that answers about two are never mixed.
+
+    Attributes:
+        picture: The picture.
+        found: What the detectors said, once they have.
+        laundered: What they said of it saved again.
+    """
+
+    picture: Picture
+    found: Analysis | None = None
+    laundered: Launderings | None = None
+
+
 @dataclass(slots=True)
 class Session:
     """What one visitor looks at: kept by the server, so that no request can point it at another file.
 
+    Handlers of one session run at the same time: a picture may be given while another is looked at.
+
     Attributes:
-        path: The uploaded file, or "".
-        name: As its owner calls it.
-        pasted: Whether it came out of the clipboard.
-        found: What the detectors said.
-        laundered: What they said of it saved again.
+        view: The last look, which counts.
         places: Uploaded files of the exchange, by drop zone.
     """
 
-    path: str = ""
-    name: str = ""
-    pasted: bool = False
-    found: Analysis | None = None
-    laundered: Launderings | None = None
+    view: View | None = None
     places: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def still(self, view: View) -> Iterator[None]:
+        """Ends in `_Outdated`, whatever happens within, if the visitor looks at something else by then."""
+        try:
+            yield
+        except Exception:
+            if self.view is view:
+                raise
+            log.info("an outdated view failed", exc_info=True)
+        if self.view is not view:
+            raise _Outdated
+
+
+class _Outdated(Exception):  # noqa: N818  never leaves the module
+    """Nobody waits for the answer any more."""
 
 
 def mounting(options: Options) -> dict[str, Any]:
@@ -122,9 +161,7 @@ class Page:
             "concurrency_id": "work",
             "api_visibility": "private",
         }
-        with gr.Blocks(
-            title="Detector zoo", analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)
-        ) as self.blocks:
+        with gr.Blocks(title="Detector zoo", analytics_enabled=False) as self.blocks:
             self.session = gr.State(Session(), time_to_live=CLEAN_AFTER)
             gr.Markdown(INTRODUCTION, elem_id="zoo-introduction")
             with gr.Tabs():
@@ -185,33 +222,47 @@ class Page:
         }
         drawn: dict[str, Any] = {"inputs": [self.session, self.which], "outputs": self.heat, **self.work}
         draw = self.guarded(self.draw, self.heat)
-        for event, handler in ((self.picture.upload, self.take), (self.again.click, self.ask)):
-            done = event(self.guarded(handler, self.verdicts), **asked, **self.work)
+        # "multiple": gradio would not send a file that comes while another is looked at, or ("always_last") send the
+        # first one's event again. The session sees to it that the last one counts.
+        for event, handler, mode in (
+            (self.picture.upload, self.take, "multiple"),
+            (self.again.click, self.ask, "once"),
+        ):
+            done = event(self.guarded(handler, self.verdicts), **asked, trigger_mode=mode, **self.work)
             done.then(None, js=TO_RESULTS)
             done.then(draw, **drawn)
-        self.which.input(draw, **drawn)
+        self.which.input(draw, **drawn, trigger_mode="always_last")
         self.launder.click(
             self.guarded(self.wash, self.laundered),
-            [self.session, self.chosen],
+            self.session,
             [self.session, self.laundered, self.export],
             show_progress_on=self.laundered,
             **self.work,
         )
         for zone in self.zones:
             zone.upload(
-                self.placing(str(zone.elem_id)), self.session, [self.session, self.exchange], api_visibility="private"
+                self.placing(str(zone.elem_id)),
+                self.session,
+                [self.session, self.exchange],
+                trigger_mode="multiple",
+                api_visibility="private",
             )
         self.exchange.click(
             self.guarded(self.swap, self.exchanged), [self.session, self.chosen], self.exchanged, **self.work
         )
 
     def guarded(self, handler: Callable[..., Updates], place: gr.HTML) -> Callable[..., Updates]:
-        """A handler that shows what went wrong in ``place``, and hides results that are not of the new picture."""
+        """A handler that shows what went wrong in ``place``, and hides results that are not of the new picture.
+
+        What is outdated when it is there changes nothing.
+        """
 
         @wraps(handler)
         def run(*values: Any) -> Updates:
             try:
                 return handler(*values)
+            except _Outdated:
+                return {place: gr.skip()}
             except ZooError as error:
                 shown = render.problem(str(error), error.hint)
             except Exception:
@@ -237,47 +288,60 @@ class Page:
 
     def take(self, session: Session, chosen: list[str], event: gr.EventData) -> Updates:
         """A new picture."""
-        session.path, session.name, session.pasted = str(event.path), str(event.name), bool(event.pasted)
-        return self.ask(session, chosen)
+        return self.look(session, Picture(str(event.path), str(event.name), bool(event.pasted)), chosen)
 
     def ask(self, session: Session, chosen: list[str]) -> Updates:
         """Score the picture anew."""
-        session.found = session.laundered = None
-        if not session.path:
+        if session.view is None:
             raise ImageError("there is no picture yet", hint="drop one, or take an example")
-        if not chosen:
-            raise ZooError("no detector is chosen", hint="tick at least one")
-        found = session.found = self.analyst.analyse(self.stored(session.path), session.name, chosen)
+        return self.look(session, session.view.picture, chosen)
+
+    def look(self, session: Session, picture: Picture, chosen: list[str]) -> Updates:
+        """Score a picture."""
+        view = session.view = View(picture)
+        _check(chosen)
+        with session.still(view):
+            found = view.found = self.analyst.analyse(self.stored(picture.path), picture.name, chosen)
         maps = [verdict.name for verdict in found.verdicts if verdict.localizes and not verdict.error]
         return {
             self.session: session,
-            self.verdicts: render.analysis(found, self.analyst.detectors, pasted=session.pasted),
+            self.verdicts: render.analysis(found, self.analyst.detectors, pasted=picture.pasted),
             self.more: gr.Column(visible=True),
             self.which: gr.Radio(maps, value=maps[0] if maps else None, visible=bool(maps)),
             self.heat: "" if maps else "<p>None of these detectors says where.</p>",
             self.facts: render.facts(found.facts),
             self.laundered: "",
-            self.export: self.saved(session),
+            self.export: self.saved(found, view),
         }
 
     def draw(self, session: Session, which: str | None) -> Updates:
         """The heatmap of one detector."""
-        if session.found is None or not which:
+        view = session.view
+        if view is None or view.found is None or not which:
             return {self.heat: gr.skip()}
-        base, top = pictures.layers(self.analyst.heatmap(self.stored(session.path), which, session.name))
+        with session.still(view):
+            heat = self.analyst.heatmap(self.stored(view.picture.path), which, view.picture.name)
+            base, top = pictures.layers(heat)
         return {self.heat: render.heat(base, top, which)}
 
-    def wash(self, session: Session, chosen: list[str]) -> Updates:
-        """Score the picture after it was saved again."""
-        if session.found is None:
+    def wash(self, session: Session) -> Updates:
+        """Score the picture after it was saved again, by the detectors whose verdicts are shown."""
+        view = session.view
+        if view is None or view.found is None:
             raise ImageError("there is no picture yet")
-        washed = session.laundered = self.analyst.launder(self.stored(session.path), chosen, name=session.name)
-        return {self.session: session, self.laundered: render.laundering(washed), self.export: self.saved(session)}
+        names = [verdict.name for verdict in view.found.verdicts]
+        with session.still(view):
+            picture = view.picture
+            washed = view.laundered = self.analyst.launder(self.stored(picture.path), names, name=picture.name)
+        return {
+            self.session: session,
+            self.laundered: render.laundering(washed),
+            self.export: self.saved(view.found, view),
+        }
 
-    def saved(self, session: Session) -> str:
-        assert session.found is not None  # noqa: S101 (only called with a result)
-        rows = session.laundered.to_dict()["rows"] if session.laundered else None
-        return render.export(session.found, {"pasted": session.pasted, "laundering": rows})
+    def saved(self, found: Analysis, view: View) -> str:
+        rows = view.laundered.to_dict()["rows"] if view.laundered else None
+        return render.export(found, {"pasted": view.picture.pasted, "laundering": rows})
 
     def placing(self, zone: str) -> Callable[[Session, gr.EventData], Updates]:
         """The handler that takes a file of the exchange, which needs all three."""
@@ -295,5 +359,11 @@ class Page:
         missing = [zone for zone in self.zones if str(zone.elem_id) not in session.places]
         if missing:
             raise ImageError("original, edit and mask are needed", hint="choose all three, or take the example")
+        _check(chosen)
         original, edited, mask = (self.stored(session.places[str(zone.elem_id)]) for zone in self.zones)
         return {self.exchanged: render.exchanged(self.analyst.exchange(original, edited, mask, chosen))}
+
+
+def _check(chosen: list[str]) -> None:
+    if not chosen:
+        raise ZooError("no detector is chosen", hint="tick at least one")

@@ -49,6 +49,7 @@ STATUS: Mapping[str, int] = {
     "WeightsError": 500,
     "LicenceError": 500,
     "InternalError": 500,
+    "InsufficientStorage": 507,
 }
 """HTTP status by type."""
 

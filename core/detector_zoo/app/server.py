@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector_zoo.app.options import Options
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from detector_zoo.app.analysis import Analyst
     from detector_zoo.app.limits import App
     from detector_zoo.app.problems import Scope
+    from detector_zoo.app.uploads import Uploads
 
 __all__ = ["build", "serve"]
 
@@ -46,6 +48,7 @@ def build(options: Options, analyst: Analyst | None = None) -> App:
     from detector_zoo.app.limits import Admission, BodyLimit
 
     analyst = analyst or _load(options)
+    uploads = _uploads(options) if options.page else None
     # Without FastAPI's pages of documentation: they load scripts from other machines.
     app = FastAPI(
         title="detector-zoo",
@@ -53,17 +56,19 @@ def build(options: Options, analyst: Analyst | None = None) -> App:
         docs_url=None,
         redoc_url=None,
         openapi_url=f"{api.PREFIX}/openapi.json",
+        lifespan=uploads.cleaning if uploads else None,
     )
     api.install(app, analyst, options)
-    if options.page:
-        _add_page(app, analyst, options)
+    if uploads:
+        _add_page(app, analyst, options, uploads)
 
     def needs_a_place(scope: Scope) -> bool:
         return str(scope["method"]) == "POST" and str(scope["path"]).startswith(f"{api.PREFIX}/")
 
     places = options.concurrency + options.queue
     admitted = Admission(app, places=places, at_a_time=options.concurrency, applies=needs_a_place)
-    return Guard(BodyLimit(admitted, options.max_upload), options)
+    bounded = uploads.before(admitted) if uploads else admitted
+    return Guard(BodyLimit(bounded, options.max_upload), options)
 
 
 def serve(options: Options, ready: Callable[[str, Analyst], None] = lambda url, analyst: None) -> None:
@@ -144,19 +149,27 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _add_page(app: Any, analyst: Analyst, options: Options) -> None:
-    # Uploads go to a folder of our own, removed when the process ends; gradio reads the variable when it is imported.
+def _uploads(options: Options) -> Uploads:
+    from detector_zoo.app.uploads import Uploads
+
+    # A folder of our own, removed when the process ends.
     folder = tempfile.mkdtemp(prefix="zoo-app-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = folder
-    os.environ["GRADIO_EXAMPLES_CACHE"] = folder
+    return Uploads(Path(folder), options.max_upload)
+
+
+def _add_page(app: Any, analyst: Analyst, options: Options, uploads: Uploads) -> None:
+    # Gradio reads the variables when it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads.folder)
     import gradio
 
     from detector_zoo.app import page
 
+    blocks = page.build(analyst, options)
+    uploads.listed = blocks.upload_file_set
     gradio.mount_gradio_app(
         app,
-        page.build(analyst, options),
+        blocks,
         path="/",
         server_name=options.host,
         server_port=options.port,

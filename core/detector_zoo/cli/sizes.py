@@ -17,7 +17,7 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
     """An option's value to bytes: 500000000, 500MB, 1.5 GB, 512MiB.
 
     Raises:
-        click.BadParameter: It is no size, or below a million bytes, where no tile would fit.
+        click.BadParameter: It is no size, or below a million bytes.
     """
     if value is None:
         return None
@@ -26,5 +26,5 @@ def size(context: click.Context | None, parameter: click.Parameter | None, value
         raise click.BadParameter(f"{value!r} is not a size such as 500MB or 2GB", context, parameter)
     number = int(float(found[1]) * UNITS[found[2].upper()])
     if number < 1_000_000:
-        raise click.BadParameter(f"{value!r} is too little for any image", context, parameter)
+        raise click.BadParameter(f"{value!r} is less than 1MB", context, parameter)
     return number
