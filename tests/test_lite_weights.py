@@ -22,11 +22,11 @@ LIMIT = 25_000_000
 # Log-odds of the pictures below on the machine that the weights were trained on.
 GOLDEN: dict[str, dict[str, float]] = {
     "cnnspot": {"ramp": -2.568, "noise": -0.293, "shapes": 3.353},
-    "corvi": {"ramp": -1.92, "noise": 8.29, "shapes": 1.135},
+    "corvi": {"ramp": -1.359, "noise": 10.021, "shapes": 2.734},
     "inpx": {"ramp": 0.005, "noise": 3.692, "shapes": 1.197},
     "mdmf": {"ramp": -1.505, "noise": -1.95, "shapes": -1.625},
     "patch_shuffle": {"ramp": -0.826, "noise": 8.016, "shapes": -2.168},
-    "stay_positive": {"ramp": -0.672, "noise": 8.841, "shapes": 0.79},
+    "stay_positive": {"ramp": -0.751, "noise": 10.083, "shapes": 2.867},
     "ufd_clip": {"ramp": -1.93, "noise": 0.976, "shapes": -1.248},
 }
 
