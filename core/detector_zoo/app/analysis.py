@@ -252,7 +252,7 @@ class Analyst:
             with self._forward:
                 raw = float(detector.forward([prepared])[0])
             score = detector.judge(raw)
-        except ZooError as problem:
+        except ZooError as problem:  # told in the verdict: the other detectors' stand
             error = str(problem)
         return Verdict(
             detector=detector.info.name,

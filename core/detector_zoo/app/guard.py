@@ -100,7 +100,7 @@ class Guard:
         kind, _, coded = headers.get(b"authorization", b"").partition(b" ")
         try:
             given = base64.b64decode(coded, validate=True) if kind.lower() == b"basic" else b""
-        except binascii.Error:
+        except binascii.Error:  # no Base64 is no login, as a wrong one
             given = b""
         assert self._login is not None  # noqa: S101 (asked only where there is one)
         # Hashes have one length, so the time tells nothing, not even how long the right one is.
@@ -122,5 +122,5 @@ def _is_here(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
+    except ValueError:  # another name, or none at all: not this machine's
         return False

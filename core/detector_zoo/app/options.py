@@ -63,5 +63,5 @@ class Options:
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
+        except ValueError:  # a name, which may stand for any machine
             return False
