@@ -26,6 +26,7 @@ from detector_zoo.evaluation.perturbations import parse
 from detector_zoo.evaluation.samples import Sample
 from detector_zoo.hookspecs import hookimpl
 from detector_zoo.info import DetectorInfo
+from detector_zoo.training import recipes
 from detector_zoo.training.artifact import load_detector
 from training_toys import RECIPE, Toy, ToySet, toy_set
 
@@ -36,6 +37,7 @@ sys.path.append(str(ROOT))
 
 from benchmarks.lite_report import cards, figures, pictures, slices  # noqa: E402
 from benchmarks.lite_report.__main__ import keep_cards, main  # noqa: E402
+from benchmarks.lite_report.measuring import BROUGHT  # noqa: E402
 
 COLUMNS = ("path", "label", "split", "generator", "kind", "source", "group", "original", "mask")
 
@@ -282,3 +284,14 @@ def test_the_cards_say_what_the_committed_report_says() -> None:
     if report is not None:
         wanted[path.with_suffix(".md")] = cards.page(report)
     assert [card for card, text in wanted.items() if card.read_text("utf-8") != text] == []
+
+
+def test_the_recipes_are_those_that_the_measured_weights_came_of() -> None:
+    """So that `make lite` trains what is shipped, and not what was tried after it."""
+    report = json.loads((ROOT / "docs" / "lite-report.json").read_text())
+    told = {one["name"]: one["training"] for one in report["detectors"] if one.get("training")}
+    assert len(told) == 7
+    for name, training in told.items():
+        folder = ROOT / "plugins" / f"detector_zoo_{name.partition('.')[0]}" / "recipes"
+        _, values = recipes.load(folder, training["recipe"])
+        assert {key: value for key, value in values.items() if key not in BROUGHT} == training["recipe_values"], name

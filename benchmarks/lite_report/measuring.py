@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from .slices import record_of
 
 TIMED, REPEATS = 16, 3
 """Pictures that speed is measured on, and how often."""
+BROUGHT = ("teacher", "backbone")
+"""Keys of a recipe that may name a file of the machine where it ran."""
 
 
 def say(line: str) -> None:
@@ -172,6 +174,21 @@ def curve_of(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(row["step"], round(row[key], 4)) for row in rows if key in row] for name, key in keys.items()}
 
 
+def training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report tells of a run's training.json."""
+    recipe = record["recipe"]
+    return {
+        "seconds": record["seconds"],
+        "machine": record["machine"],
+        "recipe": recipe["name"],
+        "recipe_values": {key: value for key, value in recipe["values"].items() if key not in BROUGHT},
+        "data": record["data"]["asked_for"],
+        "data_sha256": record["data"]["sha256"],
+        "slices": record["data"]["slices"],
+        "steps": record["steps"],
+    }
+
+
 def costs(one: Measured, samples: Sequence[Sample]) -> dict[str, Any]:
     """Size, speed, training: speed as seconds of the processor, which other load disturbs less than the clock."""
     chosen = sorted(samples, key=lambda s: s.sha256)[:TIMED]
@@ -186,22 +203,13 @@ def costs(one: Measured, samples: Sequence[Sample]) -> dict[str, Any]:
             seconds.append(time.process_time() - started)
     finally:
         torch.set_num_threads(before)
-    spec, record = one.detector.spec, one.record
-    training = record and {
-        "seconds": record["seconds"],
-        "machine": record["machine"],
-        "recipe": record["recipe"]["name"],
-        "data": record["data"]["asked_for"],
-        "data_sha256": record["data"]["sha256"],
-        "slices": record["data"]["slices"],
-        "steps": record["steps"],
-    }
+    spec = one.detector.spec
     return {
         "weights_sha256": one.detector.weights_sha256,
         "bytes": spec.bytes if spec else None,
         "images_per_second": round(len(chosen) / max(statistics.median(seconds), 1e-9), 3),
         "timed_on": f"{len(chosen)} equalised pictures, 304 to 368 px a side, median of {REPEATS}",
         "trained_on": spec.trained_on if spec else "",
-        "training": training,
+        "training": one.record and training(one.record),
         "curve": one.curve,
     }
