@@ -58,12 +58,7 @@ def setting(name: str, text: str) -> Setting:
     found = entries.get(name) or entries.get(name.removesuffix(".lite")) or {}
     if unknown := (set(found) - set(Setting.__dataclass_fields__)) | (set(found.get("data", ())) - set(MADE)):
         raise DatasetError(f"{name} in {SETTINGS.name}: {sorted(unknown)[0]!r} is unknown")
-    return Setting(
-        tuple(found.get("data", ())),
-        tuple(found.get("set", ())),
-        found.get("brought", {}),
-        found.get("precision", "fp32"),
-    )
+    return Setting(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
 
 
 def commands(name: str, chosen: Setting, *, data: Path, made: Path, out: Path) -> list[list[str]]:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from detector_zoo.cli import lock
+from detector_zoo.cli.score import load_chosen
 from detector_zoo.cli.sizes import size
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ def command(
         click.echo(f"Left out: {bad.name}: {bad.cause}", err=True)
     loaded: list[LoadedDetector] = []
     if detectors:
-        loaded = _load(detectors, folder, device=device, memory=memory, precision=precision)
+        skipped: list[str] = []
+        loaded = load_chosen(detectors, folder, None, skipped, device=device, memory=memory, precision=precision)
+        for line in skipped:
+            click.echo(f"Skipped: {line}", err=True)
         where = _predictions_file(kept, output, report, data, equalise)
         rows = _score(data, loaded, where, equalise, batch_size, workers)
     else:
@@ -164,20 +168,6 @@ def command(
     if errors:
         click.echo(f"Images that could not be scored: {errors}", err=True)
         raise SystemExit(1)
-
-
-def _load(names: tuple[str, ...], folder: Path | None, **options: Any) -> list[LoadedDetector]:
-    if folder:
-        from detector_zoo.training.artifact import load_detector
-
-        return [load_detector(folder, method=names[0], **options)]
-    from detector_zoo.loading import load_all
-
-    skipped: list[str] = []
-    loaded = load_all(names, skipped, **options)
-    for line in skipped:
-        click.echo(f"Skipped: {line}", err=True)
-    return loaded
 
 
 def _predictions_file(
