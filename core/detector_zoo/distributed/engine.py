@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -226,7 +226,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         else:
             inherited = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
             settings = {"address": cluster.address, "runtime_env": {"env_vars": inherited}}
-        with _silenced():
+        with _silenced(), nullcontext() if cluster.address else _loopback():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = cluster.address or "on this machine"
@@ -235,6 +235,19 @@ def connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """What Ray took from `_LOOPBACK` when it was imported, if that was us; the caller may have done it long before."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = any(os.environ[name] != "0" for name in _LOOPBACK)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
