@@ -44,6 +44,9 @@ FAST = "cnnspot"
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     """A cluster of two workers on this machine, for all tests of this file."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = True  # as where somebody else imported Ray before
     with distributed.connected(Cluster(workers=2)):
         yield
 
@@ -314,25 +317,29 @@ def numbered(data: bytes, number: int) -> bytes:
     return data[:2] + b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big") + data[2:]
 
 
-def workers() -> list[psutil.Process]:
-    """The processes that score."""
+def workers(stage: str = "Score") -> list[psutil.Process]:
+    """The processes that score, or do another stage."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "Score" in "".join(child.cmdline()):
+            if f"MapBatches({stage}" in "".join(child.cmdline()):
                 found.append(child)
     return found
 
 
-@pytest.mark.slow
-def test_20000_images_and_a_worker_killed_on_the_way(ray: None, tmp_path: Path) -> None:
+def many(folder: Path, count: int) -> Path:
+    """JPEGs of which no two are alike, and one of 1,009 is none."""
     pictures = [encoded(photo(64, 64, seed), "JPEG") for seed in range(50)]
-    folder = tmp_path / "many"
-    for i in range(20_000):
+    for i in range(count):
         path = folder / f"{i // 1000:02d}" / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"broken" if i % 1009 == 0 else numbered(pictures[i % 50], i))
+    return folder
 
+
+@pytest.mark.slow
+def test_20000_images_and_a_worker_killed_on_the_way(ray: None, tmp_path: Path) -> None:
+    folder = many(tmp_path / "many", 20_000)
     killed: list[int] = []
     memory: dict[int, list[int]] = defaultdict(list)
     seen = 0
@@ -373,6 +380,34 @@ def test_20000_images_and_a_worker_killed_on_the_way(ray: None, tmp_path: Path) 
             early, late = samples[len(samples) // 4 : len(samples) // 2], samples[-len(samples) // 4 :]
             assert statistics.median(late) < 1.1 * statistics.median(early), samples
     assert any(len(samples) >= 20 for samples in memory.values())
+
+
+@pytest.mark.slow
+def test_a_decoder_killed_on_the_way(ray: None, tmp_path: Path) -> None:
+    folder = many(tmp_path / "many", 4_000)
+    killed: list[int] = []
+    seen = 0
+
+    def report(images: int, errors: Sequence[str]) -> None:
+        nonlocal seen
+        seen += images
+        # Later ones too: Ray hands on what a decoder made before it died, and it made some.
+        if seen > 600 * (len(killed) + 1) and len(killed) < 3 and (alive := workers("Decode")):
+            killed.append(alive[0].pid)
+            os.kill(alive[0].pid, signal.SIGKILL)
+
+    found = distributed.score(
+        [str(folder)],
+        tmp_path / "out",
+        partial(load_chosen, ["dummy"], None, None),
+        options=Options(),
+        cluster=Cluster(workers=1, decoders=1),
+        part_images=500,
+        report=report,
+    )
+    assert killed
+    assert found == Count(4_000, 4_000, 4)
+    assert list(predictions.read(tmp_path / "out")) == local(files(folder), "dummy")
 
 
 def test_ray_listens_on_the_loopback_interface_alone(ray: None) -> None:

@@ -152,7 +152,8 @@ def slice_of_files(tmp_path: Path) -> Slice:
 
 
 def packs(job: stages.Job, part: Slice) -> list[dict[str, Any]]:
-    return list(stages.Decode(job)(stages._slice_table(part)))
+    decode = stages.Decode(job)
+    return [pack for share in part.shares(stages._SHARE) for pack in decode(stages._share_table(share))]
 
 
 def pieces_of(job: stages.Job, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -177,6 +178,40 @@ def test_a_decoder_that_runs_again_makes_the_same_packs(
     table, count = found.rows()
     assert table["path"].to_pylist() == list(slice_of_files.names)
     assert count == Count(31, 31, 1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_workers_divide_a_slice(
+    apart: bool, job: stages.Job, slice_of_files: Slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_SHARE", 12)
+    shares = list(slice_of_files.shares(12))
+    assert [(share.first, len(share.names), share.last) for share in shares] == [
+        (0, 12, False),
+        (12, 12, False),
+        (24, 7, True),
+    ]
+    tables = [stages._share_table(share) for share in shares]
+    score = stages.Score(job)
+    pieces = (
+        pieces_of(job, packs(job, slice_of_files))
+        if apart
+        else [row for table in tables for piece in score(table) for row in piece.to_pylist()]
+    )
+    assert [piece["total"] for piece in pieces] == [-1, -1, 31]
+    random.Random(5).shuffle(pieces)
+    (found,) = assembled(iter(pieces), lambda *_: None)
+    assert found.complete
+    table, count = found.rows()
+    assert table["path"].to_pylist() == list(slice_of_files.names)
+    assert count == Count(31, 31, 1)
+
+
+def test_an_archive_and_the_end_are_not_divided() -> None:
+    (archive,) = Slice(3, ("photos.tar",), archive=True).shares(12)
+    (end,) = Slice(4, ()).shares(12)
+    assert (archive.names, archive.archive, archive.first, archive.last) == (("photos.tar",), True, 0, True)
+    assert (end.names, end.archive, end.first, end.last) == ((), False, 0, True)
 
 
 def test_images_without_a_tensor_weigh_what_their_pixels_do(
@@ -296,7 +331,9 @@ def test_ten_deaths_end_the_run_wherever_they_are(
 ) -> None:
     monkeypatch.setattr(stages, "_PIECE", 8)
     first, *others = (
-        packs(job, slice_of_files) if stage is stages.ScorePrepared else [stages._slice_table(slice_of_files)]
+        packs(job, slice_of_files)
+        if stage is stages.ScorePrepared
+        else [stages._share_table(share) for share in slice_of_files.shares(31)]
     )
     worker = stage(job)
     for _ in range(10):
@@ -381,7 +418,8 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
 
 
 def members() -> list[Source]:
-    found = list(inputs.open_slice(Slice(0, ("flaky://b/x.tar",), archive=True)))
+    (share,) = Slice(0, ("flaky://b/x.tar",), archive=True).shares(1)
+    found = list(inputs.open_share(share))
     assert all(isinstance(source, Source) for source in found)
     return found  # type: ignore[return-value]
 

@@ -310,9 +310,11 @@ def _results(stage: Callable[[Any], Any], job: Job, shape: _Shape) -> Generator[
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Each slice, pack and piece is a block of its own: what is one call's work is not to be lumped together by size.
+    # Each share, pack and piece is a block of its own: what is one call's work is not to be lumped together by size.
     context.target_max_block_size = 1
     context.target_min_block_size = 1
+    # A thread begun and ended for each task, to fill a table of statistics that nobody prints.
+    context.memory_usage_poll_interval_s = None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def pool(size: int, **resources: float) -> dict[str, Any]:

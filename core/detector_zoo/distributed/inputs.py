@@ -1,7 +1,8 @@
 """What a distributed run scores: files, remote objects and tar archives, cut into slices.
 
-A slice is what one worker scores in one go and what becomes one part of the output: up to so many paths, or one
-archive. Slices follow from the arguments and what is in the folders alone, so that a second run cuts them alike.
+A slice is what becomes one part of the output: up to so many paths, or one archive. Slices follow from the arguments
+and what is in the folders alone, so that a second run cuts them alike. A share is what one worker scores in one go:
+some of a slice's paths, or the archive.
 
 Archives are WebDataset's: each regular member with the suffix of an image is an image, read in the order of the
 archive without seeking, so that an archive may be a remote object or compressed. A member's name is only ever part of
@@ -29,7 +30,7 @@ from detector_zoo.errors import DatasetError, ImageError, ZooError
 from detector_zoo.plain import one_line
 from detector_zoo.scoring import Source
 
-__all__ = ["Slice", "is_remote", "open_slice", "require", "slices", "walk"]
+__all__ = ["Share", "Slice", "is_remote", "open_share", "require", "slices", "walk"]
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"
 _URL = re.compile(rf"(?:{_SCHEME}::)*{_SCHEME}://")
@@ -60,6 +61,34 @@ class Slice:
         """16 hexadecimal digits that tell apart slices of different names."""
         joined = b"\0".join(os.fsencode(name) for name in self.names)
         return hashlib.sha256(joined).hexdigest()[:16]
+
+    def shares(self, size: int) -> Iterator[Share]:
+        """Cut it into shares of ``size`` paths, so that workers may divide it; an archive is read by one of them."""
+        step = max(1, len(self.names) if self.archive else size)
+        for first in range(0, max(1, len(self.names)), step):
+            names = self.names[first : first + step]
+            yield Share(self.number, self.digest, names, self.archive, first, first + len(names) == len(self.names))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Some of a slice's images.
+
+    Attributes:
+        number: Of the slice.
+        digest: Of the slice.
+        names: Paths and URLs; or one archive.
+        archive: Whether it is one.
+        first: Place in the slice of the first image.
+        last: Whether the slice ends with it.
+    """
+
+    number: int
+    digest: str
+    names: tuple[str, ...]
+    archive: bool
+    first: int
+    last: bool
 
 
 def is_remote(name: str) -> bool:
@@ -202,11 +231,11 @@ def _below(system: Any, top: str) -> Iterator[str]:
                 yield f"{folder.rstrip('/')}/{name}"
 
 
-def open_slice(part: Slice) -> Iterator[str | Source]:
-    """A slice's images, for `detector_zoo.scoring.run`."""
-    if part.archive:
-        return _members(part.names[0])
-    return (Source(name, partial(_fetch, name)) if is_remote(name) else name for name in part.names)
+def open_share(share: Share) -> Iterator[str | Source]:
+    """A share's images, for `detector_zoo.scoring.run`."""
+    if share.archive:
+        return _members(share.names[0])
+    return (Source(name, partial(_fetch, name)) if is_remote(name) else name for name in share.names)
 
 
 def _fetch(url: str) -> bytes:

@@ -1,7 +1,7 @@
 """What runs in Ray's workers: list, then score; or list, decode, and score apart.
 
-Between the stages everything goes in small tables: one of `SLICES` is a slice, one of `PIECES` is the rows of some of
-a slice's images. The detectors are loaded once a process, when it starts.
+Between the stages everything goes in small tables: a share of a slice (see `detector_zoo.distributed.inputs`), or a
+piece, which is the rows of some of a share's images. The detectors are loaded once a process, when it starts.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from detector_zoo.distributed.inputs import Slice, is_remote, open_slice, slices
+from detector_zoo.distributed.inputs import Share, Slice, is_remote, open_share, slices
 from detector_zoo.distributed.ordered import in_order
 from detector_zoo.errors import ZooError
 from detector_zoo.rows import to_table
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Decode", "Job", "Score", "ScorePrepared", "lister"]
 
+_SHARE = 256
+"""Images that a worker takes at a time: so few that none waits long for the last and that a thousand are not one
+worker's alone, so many that handing them out costs little."""
 _PIECE = 512
 """Images of which the rows travel together."""
 _PACK_BYTES = 16 * 2**20
@@ -99,7 +102,7 @@ class Attempts:
 def lister(
     arguments: Sequence[str], size: int, stdin: str | None, directory: str | None, kept: Mapping[int, str]
 ) -> Callable[[Any], Iterator[pa.Table]]:
-    """The stage that lists: one empty input to a table for each slice that is not ``kept``, and one for the end.
+    """The stage that lists: one empty input to a table for each share of what is not ``kept``, and one for the end.
 
     Args:
         arguments: See `detector_zoo.distributed.inputs.walk`.
@@ -117,26 +120,32 @@ def lister(
             for part in slices(arguments, size, stream):
                 number = part.number + 1
                 if kept.get(part.number) != part.digest:
-                    yield _slice_table(part)
-        yield _slice_table(Slice(number, ()))  # the end: no names
+                    yield from map(_share_table, part.shares(_SHARE))
+        yield from map(_share_table, Slice(number, ()).shares(_SHARE))  # the end: no names
 
     return listed
 
 
-def _slice_table(part: Slice) -> pa.Table:
+def _share_table(share: Share) -> pa.Table:
     import pyarrow as pa
 
-    names = pa.array([[os.fsencode(name) for name in part.names]], pa.list_(pa.binary()))
-    return pa.table({"number": [part.number], "archive": [part.archive], "names": names})
+    names = pa.array([[os.fsencode(name) for name in share.names]], pa.list_(pa.binary()))
+    return pa.table({**{name: [value] for name, value in asdict(share).items()}, "names": names})
 
 
-def _slices(table: pa.Table) -> Iterator[Slice]:
+def _shares(table: pa.Table) -> Iterator[Share]:
     for row in table.to_pylist():
-        yield Slice(row["number"], tuple(os.fsdecode(name) for name in row["names"]), row["archive"])
+        yield Share(**row | {"names": tuple(map(os.fsdecode, row["names"]))})
 
 
-def _piece(part: Slice, scored: Sequence[tuple[int, Sequence[Prediction]]], total: int = -1) -> pa.Table:
-    """Rows of some images of a slice; ``total``, the number of its images, comes with the last of its pieces."""
+def _piece(share: Share, scored: Sequence[tuple[int, Sequence[Prediction]]], count: int = -1) -> pa.Table:
+    """Rows of some images of a share.
+
+    Args:
+        share: What it is a piece of.
+        scored: Rows, with the image's place in the share.
+        count: Images of the share, with the last of its pieces.
+    """
     import pyarrow as pa
 
     rows = to_table([row for _, rows in scored for row in rows])
@@ -145,17 +154,18 @@ def _piece(part: Slice, scored: Sequence[tuple[int, Sequence[Prediction]]], tota
         writer.write_table(rows)
     return pa.table(
         {
-            "number": [part.number],
-            "digest": [part.digest],
-            "total": [total],
-            "indices": pa.array([[index for index, _ in scored]], pa.list_(pa.int64())),
+            "number": [share.number],
+            "digest": [share.digest],
+            # How many images the slice has is known where it ends.
+            "total": [share.first + count if share.last and count >= 0 else -1],
+            "indices": pa.array([[share.first + index for index, _ in scored]], pa.list_(pa.int64())),
             "rows": pa.array([sink.getvalue().to_pybytes()], pa.binary()),
         }
     )
 
 
-def _options(job: Job, part: Slice) -> Options:
-    slow = not part.archive and any(map(is_remote, part.names))
+def _options(job: Job, share: Share) -> Options:
+    slow = not share.archive and any(map(is_remote, share.names))
     return replace(job.options, workers=_REMOTE_THREADS) if slow else job.options
 
 
@@ -186,48 +196,48 @@ class _Worker:
 
 
 class Score(_Worker):
-    """Slices to pieces: the whole pipeline, in one process."""
+    """Shares to pieces: the whole pipeline, in one process."""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Score a slice, or several."""
-        for part in _slices(table):
-            with self.job.attempt(part.number, part.names):
+        """Score a share, or several."""
+        for share in _shares(table):
+            with self.job.attempt((share.number, share.first), share.names):
                 scored: list[tuple[int, Sequence[Prediction]]] = []
-                total = 0
-                for rows in run(open_slice(part), self.detectors, _options(self.job, part)):
-                    scored.append((total, rows))
-                    total += 1
+                count = 0
+                for rows in run(open_share(share), self.detectors, _options(self.job, share)):
                     if len(scored) == _PIECE:
-                        yield _piece(part, scored)
+                        yield _piece(share, scored)
                         scored = []
-                yield _piece(part, scored, total)
+                    scored.append((count, rows))
+                    count += 1
+                yield _piece(share, scored, count)
 
 
 class Decode(_Worker):
-    """Slices to packs of prepared images: what goes before the forward pass, on processors."""
+    """Shares to packs of prepared images: what goes before the forward pass, on processors."""
 
     def __init__(self, job: Job) -> None:
         # A detector's transform comes with its network, which has nothing to do here.
         super().__init__(job, device="cpu", precision="fp32")
 
     def __call__(self, table: pa.Table) -> Iterator[dict[str, Any]]:
-        """Decode a slice, or several."""
-        for part in _slices(table):
-            with self.job.attempt(part.number, part.names):
+        """Decode a share, or several."""
+        for share in _shares(table):
+            with self.job.attempt((share.number, share.first), share.names):
                 pack: list[Item] = []
-                size = total = 0
-                for item in _prepared(part, self.detectors, _options(self.job, part)):
-                    total += 1
+                size = count = 0
+                for item in _prepared(share, self.detectors, _options(self.job, share)):
+                    if size >= _PACK_BYTES or len(pack) == _PIECE:
+                        yield _pack(share, pack)
+                        pack, size = [], 0
+                    count += 1
                     pack.append(item)
                     size += _size(item)
-                    if size >= _PACK_BYTES or len(pack) == _PIECE:
-                        yield _pack(part, pack)
-                        pack, size = [], 0
-                yield _pack(part, pack, total)
+                yield _pack(share, pack, count)
 
 
-def _prepared(part: Slice, detectors: Sequence[LoadedDetector], options: Options) -> Iterator[Item]:
-    """A slice's images, prepared, in their order.
+def _prepared(share: Share, detectors: Sequence[LoadedDetector], options: Options) -> Iterator[Item]:
+    """A share's images, prepared, in their order.
 
     Of a task that runs again Ray drops as many packs as it has; so they have to be cut alike, whatever thread is first.
     """
@@ -239,7 +249,7 @@ def _prepared(part: Slice, detectors: Sequence[LoadedDetector], options: Options
         item.index = index
         return item, _size(item)
 
-    jobs = enumerate(open_slice(part))
+    jobs = enumerate(open_share(share))
     return in_order(jobs, one, workers=max(1, options.workers), ahead=options.batch_size, limit=options.memory)
 
 
@@ -249,11 +259,12 @@ def _size(item: Item) -> int:
     return sum(getattr(prepared, "nbytes", pixels) for prepared in item.inputs.values())
 
 
-def _pack(part: Slice, items: list[Item], total: int = -1) -> dict[str, Any]:
+def _pack(share: Share, items: list[Item], count: int = -1) -> dict[str, Any]:
     import numpy as np
 
     cell: NDArray[np.object_] = np.empty(1, object)
-    cell[0] = (part, items, total)
+    # The names went with the items; a pack of pixels need not bring them once more.
+    cell[0] = (replace(share, names=()), items, count)
     return {"pack": cell}
 
 
@@ -262,7 +273,7 @@ class ScorePrepared(_Worker):
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Iterator[pa.Table]:
         """Score a pack, or several."""
-        for part, items, total in batch["pack"]:
-            work = (part.number, items[0].index if items else total)
+        for share, items, count in batch["pack"]:
+            work = (share.number, share.first, items[0].index if items else count)
             with self.job.attempt(work, [item.path for item in items]):
-                yield _piece(part, list(score_prepared(items, self.detectors, self.job.options)), total)
+                yield _piece(share, list(score_prepared(items, self.detectors, self.job.options)), count)
