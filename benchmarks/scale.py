@@ -10,10 +10,11 @@ local    `zoo score -o scores.parquet` with ``patch_shuffle``, the fastest detec
          syncing of the output) is measured by runs on one image and subtracted; small numbers are scored many times
          over, in turn with the others. Loading the detector is outside. To hold: rates within 10 % of each other, and
          peaks of memory.
-ray      Two workers of Ray against two processes of the local engine with a half each. Counted is the time from 10 % of
-         the images until all of them are in the output, so that neither's start counts. To hold: at least 0.9, with
-         the fastest detector that is one; with ``dummy``, which takes next to nothing, what is seen is the cost of
-         handing images around.
+ray      Two workers of Ray against two processes of the local engine with a half each, in turn; the median of the
+         ratios of neighbours, as a machine's speed drifts. Counted is the time from 10 % of all images until all of
+         them are in the output, so that neither's start counts, and waiting for the slower half does. To hold: at
+         least 0.9, with the fastest detector that is one; with ``dummy``, which takes next to nothing, what is seen is
+         the cost of handing images around.
 methods  The embedded weights, and networks at the papers' size with random weights: images per second of processor time
          from the file to the row, one thread, JPEGs of 512x512.
 """
@@ -34,7 +35,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def run_local(folder: str, first: int, last: int, times: int, name: str = "dummy
     """Score some of the images below a folder as `zoo score -o` does, several times over.
 
     Returns:
-        Seconds of each run, the clock at 10 % and at the end of the last, bytes of the output, and the peak memory.
+        Seconds of each run; of the last one the clock and the number of images, now and then and when all are in the
+        output; bytes of the output; and the peak memory.
     """
     import torch
 
@@ -101,23 +103,24 @@ def run_local(folder: str, first: int, last: int, times: int, name: str = "dummy
     torch.set_num_threads(1)
     count = last - first
     detector = load(name, device="cpu")
-    seconds, marks = [], [0.0, 0.0]
-    tenth = max(1, count // 10)
+    seconds = []
+    clock: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as out:
         for attempt in range(-1, times):  # the first warms up
             output = Path(out) / f"{attempt}.parquet"
             start = time.perf_counter()
             paths = islice(walk([folder]), first, first + min(count, 200) if attempt < 0 else last)
+            clock.clear()
             with Journal(output) as journal:
                 for done, _ in enumerate(run(paths, [detector], Options(), journal), 1):
-                    if done == tenth:
-                        marks[0] = time.time()
+                    if done % 50 == 0:
+                        clock.append((time.time(), done))
                 journal.finish()
-                marks[1] = time.time()
+                clock.append((time.time(), count))
             seconds.append(time.perf_counter() - start)
         size = output.stat().st_size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds[1:], "marks": marks, "bytes": size, "peak": peak}
+    return {"seconds": seconds[1:], "clock": clock, "bytes": size, "peak": peak}
 
 
 def local(folder: Path, sizes: Sequence[int], repeat: int) -> dict[str, Any]:
@@ -147,6 +150,16 @@ def local(folder: Path, sizes: Sequence[int], repeat: int) -> dict[str, Any]:
     spread = {"rate": max(rates) / min(rates) - 1, "peak": max(peaks) / min(peaks) - 1}
     print(f"rates within {spread['rate']:.1%}, peaks within {spread['peak']:.1%}   (to hold: {WITHIN:.0%})")
     return {"start_seconds": seconds[1], "sizes": table, "spread": spread, "holds": max(spread.values()) <= WITHIN}
+
+
+def rate(clocks: Sequence[Sequence[tuple[float, int]]], count: int) -> float:
+    """Images a second of all processes together, from when 10 % of the images are done until all are."""
+    steps = sorted(
+        (now, done - before) for clock in clocks for (_, before), (now, done) in pairwise([(0.0, 0), *clock])
+    )
+    total = list(accumulate(images for _, images in steps))
+    first = next(i for i, images in enumerate(total) if images >= count // 10)
+    return (count - total[first]) / (steps[-1][0] - steps[first][0])
 
 
 def run_ray(folder: str, count: int, name: str) -> dict[str, Any]:
@@ -180,10 +193,7 @@ def run_ray(folder: str, count: int, name: str) -> dict[str, Any]:
             folders, Path(out), load, options=Options(), cluster=distributed.Cluster(workers=2), report=report
         )
         seconds = time.time() - start
-    first = next(entry for entry in clock if entry[1] >= count // 10)
-    last = clock[-1]
-    rate = (last[1] - first[1]) / (last[0] - first[0])
-    return {"rate": rate, "seconds": seconds, "peak": max(peaks.values())}
+    return {"rate": rate([clock], count), "seconds": seconds, "peak": max(peaks.values())}
 
 
 def ray(folder: Path, count: int, repeat: int, name: str) -> dict[str, Any]:
@@ -193,23 +203,25 @@ def ray(folder: Path, count: int, repeat: int, name: str) -> dict[str, Any]:
     half = count // 2
     for _ in range(repeat):
         halves = [child(run_local, str(folder), start, start + half, 1, name) for start in (0, half)]
-        marks = [result(process)["marks"] for process in halves]
-        rates["local"].append(sum(0.9 * half / (last - first) for first, last in marks))
+        rates["local"].append(rate([result(process)["clock"] for process in halves], count))
         found = result(child(run_ray, str(folder), count, name))
         rates["ray"].append(found["rate"])
         seconds.append(found["seconds"])
         peaks.append(found["peak"])
     median = {which: statistics.median(values) for which, values in rates.items()}
-    ratio = median["ray"] / median["local"]
+    ratios = [ray / local for ray, local in zip(rates["ray"], rates["local"], strict=True)]
+    ratio = statistics.median(ratios)
     print(f"{count:,} images, {name}, JPEGs of 64x64, medians of {repeat}")
     print(f"two local processes {median['local']:8.1f} images/s")
     print(f"Ray, two workers    {median['ray']:8.1f} images/s   ratio {ratio:.2f}   (to hold: at least {LEAST:.2f})")
+    print("ratios of neighbours", ", ".join(f"{each:.2f}" for each in ratios))
     print(f"whole run on Ray, its start included {statistics.median(seconds):.1f} s")
     print(f"peak of a worker    {max(peaks) / 1e6:8.0f} MB", flush=True)
     return {
         "images": count,
         **median,
         "ratio": ratio,
+        "ratios": ratios,
         "seconds": statistics.median(seconds),
         "peak": max(peaks),
         "holds": ratio >= LEAST,
