@@ -63,10 +63,9 @@ class Slice:
         return hashlib.sha256(joined).hexdigest()[:16]
 
     def shares(self, size: int) -> Iterator[Share]:
-        """Cut it into shares of ``size`` paths, so that workers may divide it; an archive is read by one of them."""
-        step = max(1, len(self.names) if self.archive else size)
-        for first in range(0, max(1, len(self.names)), step):
-            names = self.names[first : first + step]
+        """Cut it into shares of ``size`` names, so that workers may divide it; an archive has one, the end none."""
+        for first in range(0, max(1, len(self.names)), size):
+            names = self.names[first : first + size]
             yield Share(self.number, self.digest, names, self.archive, first, first + len(names) == len(self.names))
 
 
