@@ -10,7 +10,7 @@ import statistics
 import tarfile
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -337,6 +337,13 @@ def many(folder: Path, count: int) -> Path:
     return folder
 
 
+def scored(folder: Path, out: Path, cluster: Cluster, report: Callable[[int, Sequence[str]], None]) -> Count:
+    loads = partial(load_chosen, ["dummy"], None, None)
+    return distributed.score(
+        [str(folder)], out, loads, options=Options(), cluster=cluster, part_images=500, report=report
+    )
+
+
 @pytest.mark.slow
 def test_20000_images_and_a_worker_killed_on_the_way(ray: None, tmp_path: Path) -> None:
     folder = many(tmp_path / "many", 20_000)
@@ -360,15 +367,7 @@ def test_20000_images_and_a_worker_killed_on_the_way(ray: None, tmp_path: Path) 
                 killed.append(alive[0].pid)
                 os.kill(alive[0].pid, signal.SIGKILL)
 
-    found = distributed.score(
-        [str(folder)],
-        tmp_path / "out",
-        partial(load_chosen, ["dummy"], None, None),
-        options=Options(),
-        cluster=Cluster(workers=2),
-        part_images=500,
-        report=report,
-    )
+    found = scored(folder, tmp_path / "out", Cluster(workers=2), report)
     assert killed
     assert found == Count(20_000, 20_000, 20)
     rows = list(predictions.read(tmp_path / "out"))
@@ -396,15 +395,7 @@ def test_a_decoder_killed_on_the_way(ray: None, tmp_path: Path) -> None:
             killed.append(alive[0].pid)
             os.kill(alive[0].pid, signal.SIGKILL)
 
-    found = distributed.score(
-        [str(folder)],
-        tmp_path / "out",
-        partial(load_chosen, ["dummy"], None, None),
-        options=Options(),
-        cluster=Cluster(workers=1, decoders=1),
-        part_images=500,
-        report=report,
-    )
+    found = scored(folder, tmp_path / "out", Cluster(workers=1, decoders=1), report)
     assert killed
     assert found == Count(4_000, 4_000, 4)
     assert list(predictions.read(tmp_path / "out")) == local(files(folder), "dummy")
